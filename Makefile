@@ -1,0 +1,81 @@
+# Every target explains itself: `make help`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.akocore-built
+KERNELS := $(wildcard src/akocore/_fast/*.pyx src/akocore/_fast/*.h)
+PYTEST_ARGS ?=
+SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
+
+.DEFAULT_GOAL := help
+.PHONY: help venv prerequisites build test lint format typecheck bench debug demo clean
+
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## create .venv with everything, editable; PYTHON=python3.12 chooses the interpreter
+
+$(STAMP): pyproject.toml setup.py $(KERNELS)
+	@$(MAKE) --no-print-directory prerequisites
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench,standalone]'
+	@touch $@
+
+# A compiler, the interpreter's headers and the venv module; as root on Debian they are fetched.
+prerequisites:
+	@missing=; \
+	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	command -v $(PYTHON) >/dev/null || missing="$$missing python3 python3-venv python3-dev"; \
+	if command -v $(PYTHON) >/dev/null; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.11 ..." >&2; exit 1; }; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	  $(PYTHON) -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
+	    || missing="$$missing python3-dev"; \
+	fi; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing:$$missing"; \
+	    $(SUDO_APT) update && DEBIAN_FRONTEND=noninteractive $(SUDO_APT) install --no-install-recommends $$missing; \
+	  else \
+	    echo "missing:$$missing (install them, or run make as root on Debian)" >&2; exit 1; \
+	  fi; \
+	fi
+
+build: venv ## build the sdist, and the wheel from it, into dist/
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m build --outdir dist
+
+lint: venv ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: venv ## mypy --strict, and the stubs against the built kernels
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy.stubtest akocore._fast
+
+test: lint typecheck ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: venv ## the kernels beside their baselines; never asserts a time
+	$(BIN)/python -m pytest benchmarks --benchmark-group-by=group \
+	  --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=min $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/compare
+
+debug: ## rebuild the kernels with bounds checks, run their tests, and build the fast ones again
+	@touch setup.py
+	AKOCORE_DEBUG=1 $(MAKE) --no-print-directory venv
+	$(BIN)/python -m pytest tests/fast $(PYTEST_ARGS); status=$$?; \
+	touch setup.py; $(MAKE) --no-print-directory venv; exit $$status
+
+demo: venv ## the whole house on this machine, without a cluster
+	$(BIN)/akocore demo
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks src/*.egg-info
+	find src \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +

@@ -1,0 +1,40 @@
+"""Prints every kernel's ratio to its physical limit below pytest-benchmark's table."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Measure = Callable[..., Any]
+LINES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def measure(benchmark: Any, request: pytest.FixtureRequest) -> Measure:
+    """``measure(call, items, limit_s)`` runs the benchmark and notes its cost beside the limit."""
+
+    def run(call: Callable[[], Any], items: int, limit_s: float) -> Any:
+        result = benchmark(call)
+        if benchmark.stats is not None:  # None under --benchmark-disable
+            median_s = benchmark.stats.stats.median
+            benchmark.extra_info.update(
+                items=items,
+                ns_each=round(median_s / items * 1e9, 2),
+                limit_ns_each=round(limit_s / items * 1e9, 3),
+                times_the_limit=round(median_s / limit_s, 1),
+            )
+            info = benchmark.extra_info
+            request.config.stash.setdefault(LINES, []).append(
+                f"{request.node.name:60} {info['ns_each']:12,.2f} ns each, "
+                f"limit {info['limit_ns_each']:8,.3f} ns, {info['times_the_limit']:10,.1f} times it"
+            )
+        return result
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if lines := config.stash.get(LINES, []):
+        terminalreporter.section("beside the physical limit (median)")
+        for line in lines:
+            terminalreporter.write_line(line)

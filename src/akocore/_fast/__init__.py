@@ -1,0 +1,1 @@
+"""The kernels: closed loops over buffers, compiled. Their plain twins are in tests/reference."""

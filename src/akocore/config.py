@@ -1,0 +1,105 @@
+"""The one configuration file: a frozen Struct, read once at the start.
+
+``akocore config`` prints it with its defaults, ``akocore config --schema`` its JSON schema.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from akocore.kube.objects import AddressRange, NetworkSpec, ServiceEngineGroupSpec
+
+__all__ = ["Config", "ConfigError", "Defaults", "ShardSize", "load_config"]
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the text says which field and what to do."""
+
+
+class ShardSize(StrEnum):
+    """How many virtual services the hosts of one setting share."""
+
+    SMALL = "SMALL"
+    MEDIUM = "MEDIUM"
+    LARGE = "LARGE"
+    DEDICATED = "DEDICATED"
+
+    @property
+    def shards(self) -> int:
+        """1, 4 or 8 shared virtual services; 0: one virtual service for each host."""
+        return {"SMALL": 1, "MEDIUM": 4, "LARGE": 8, "DEDICATED": 0}[self.value]
+
+
+class _Section(
+    Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=False
+):
+    pass
+
+
+class Defaults(_Section):
+    """What governs an Ingress that no AviInfraSetting speaks for."""
+
+    se_group: Annotated[str, Meta(description="ServiceEngineGroup")] = "Default-Group"
+    network: Annotated[str, Meta(description="Network that VIPs are taken from")] = "default"
+    shard_size: Annotated[ShardSize, Meta(description="LARGE 8, MEDIUM 4, SMALL 1 VIPs")] = (
+        ShardSize.LARGE
+    )
+
+
+class IngressClassConfig(_Section):
+    """The IngressClass ``avi-lb``."""
+
+    create: Annotated[bool, Meta(description="make it when the source has none")] = True
+    default: Annotated[bool, Meta(description="made as the cluster's default class")] = True
+
+
+_LOOPBACK = NetworkSpec(
+    subnet="127.10.15.0/24", vip_ranges=(AddressRange(begin="127.10.15.161", end="127.10.15.254"),)
+)
+
+
+class Config(_Section):
+    """Everything that can be set, with the embedded defaults."""
+
+    cluster_name: Annotated[
+        str, Meta(pattern="^[a-zA-Z0-9-_]{1,32}$", description="prefix of every object's name")
+    ] = "my-cluster"
+    defaults: Defaults = Defaults()
+    ingress_class: IngressClassConfig = IngressClassConfig()
+    service_engine_groups: Annotated[
+        dict[str, ServiceEngineGroupSpec],
+        Meta(description="groups that exist without an object; an object of that name wins"),
+    ] = msgspec.field(default_factory=lambda: {"Default-Group": ServiceEngineGroupSpec()})
+    networks: Annotated[
+        dict[str, NetworkSpec],
+        Meta(description="networks that exist without an object; an object of that name wins"),
+    ] = msgspec.field(default_factory=lambda: {"default": _LOOPBACK})
+    move_grace_seconds: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="how long an old address serves on after a move"),
+    ] = 10.0
+    envoy_concurrency: Annotated[
+        int, Meta(ge=1, le=256, description="worker threads of each local Service Engine")
+    ] = 1
+
+
+def load_config(path: Path | None) -> Config:
+    """The configuration in the YAML or JSON file ``path``; the defaults when it is None.
+
+    Raises `ConfigError` naming the field.
+    """
+    if path is None:
+        return Config()
+    try:
+        text = path.read_bytes()
+    except OSError as err:
+        raise ConfigError(f"{path}: {err.strerror}. Give a readable file to --config.") from err
+    try:
+        return msgspec.yaml.decode(text, type=Config) if text.strip() else Config()
+    except msgspec.MsgspecError as err:
+        raise ConfigError(f"{path}: {err}. See `akocore config --schema`.") from err

@@ -1,0 +1,1 @@
+"""What makes a Service Engine do what the model says."""

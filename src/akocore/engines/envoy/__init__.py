@@ -1,0 +1,1 @@
+"""Envoy as Service Engine: processes, resources as bytes, and delta xDS over one stream."""

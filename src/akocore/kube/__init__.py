@@ -1,0 +1,1 @@
+"""The Kubernetes API as typed data: just the fields that akocore uses."""

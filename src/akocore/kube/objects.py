@@ -1,0 +1,383 @@
+"""Kubernetes objects as msgspec Structs of just the fields that akocore uses.
+
+Unknown fields are kept quiet; a wrong type is a ``msgspec.ValidationError`` whose message
+ends with the path of the field (``- at `$.spec.rules[0].host` ``).  All Structs are frozen
+trees without cycles, so they are left out of the garbage collector (``gc=False``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+__all__ = [
+    "KINDS",
+    "AviInfraSetting",
+    "Change",
+    "EndpointSlice",
+    "Ingress",
+    "IngressClass",
+    "Namespace",
+    "Network",
+    "Object",
+    "ObjectMeta",
+    "Secret",
+    "Service",
+    "ServiceEngineGroup",
+    "decode",
+    "key_of",
+]
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class _Part(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    """A part of an object: camelCase on the wire, frozen here."""
+
+
+class ObjectMeta(_Part):
+    """``metadata``: what identifies, orders and annotates an object."""
+
+    name: str
+    namespace: str = ""
+    creation_timestamp: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    uid: str = ""
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    deletion_timestamp: str | None = None
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``, or ``name`` for what is cluster-scoped."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    def annotation(self, name: str) -> str | None:
+        return self.annotations.get(name) if self.annotations else None
+
+
+class Object(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, kw_only=True):
+    """What every object has."""
+
+    GROUP: ClassVar[str] = ""
+    VERSIONS: ClassVar[tuple[str, ...]] = ("v1",)
+    KIND: ClassVar[str] = ""
+    NAMESPACED: ClassVar[bool] = True
+
+    metadata: ObjectMeta
+
+    @property
+    def key(self) -> str:
+        return self.metadata.key
+
+
+# ── networking.k8s.io/v1 ────────────────────────────────────────────────────────────────────
+
+
+class IngressClassParameters(_Part):
+    kind: str
+    name: str
+    api_group: str | None = None
+    scope: str | None = None
+    namespace: str | None = None
+
+
+class IngressClassSpec(_Part):
+    controller: str = ""
+    parameters: IngressClassParameters | None = None
+
+
+class IngressClass(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "networking.k8s.io"
+    KIND = "IngressClass"
+    NAMESPACED = False
+    spec: IngressClassSpec = IngressClassSpec()
+
+
+class ServiceBackendPort(_Part):
+    name: str = ""
+    number: int = 0
+
+
+class IngressServiceBackend(_Part):
+    name: str
+    port: ServiceBackendPort = ServiceBackendPort()
+
+
+class TypedLocalObjectReference(_Part):
+    kind: str
+    name: str
+    api_group: str | None = None
+
+
+class IngressBackend(_Part):
+    service: IngressServiceBackend | None = None
+    resource: TypedLocalObjectReference | None = None
+
+
+class HTTPIngressPath(_Part):
+    backend: IngressBackend
+    path: str = ""
+    path_type: str = "ImplementationSpecific"
+
+
+class HTTPIngressRuleValue(_Part):
+    paths: tuple[HTTPIngressPath, ...] = ()
+
+
+class IngressRule(_Part):
+    host: str = ""
+    http: HTTPIngressRuleValue | None = None
+
+
+class IngressTLS(_Part):
+    hosts: tuple[str, ...] = ()
+    secret_name: str = ""
+
+
+class IngressSpec(_Part):
+    ingress_class_name: str | None = None
+    default_backend: IngressBackend | None = None
+    tls: tuple[IngressTLS, ...] = ()
+    rules: tuple[IngressRule, ...] = ()
+
+
+class Ingress(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "networking.k8s.io"
+    KIND = "Ingress"
+    spec: IngressSpec = IngressSpec()
+
+
+# ── core/v1 and discovery.k8s.io/v1 ─────────────────────────────────────────────────────────
+
+
+class ServicePort(_Part):
+    port: Port
+    name: str = ""
+    protocol: str = "TCP"
+    target_port: int | str | None = None
+    node_port: int = 0
+    app_protocol: str | None = None
+
+
+class ServiceSpec(_Part):
+    type: str = "ClusterIP"
+    ports: tuple[ServicePort, ...] = ()
+    selector: dict[str, str] | None = None
+    external_name: str = ""
+    cluster_ip: str = msgspec.field(default="", name="clusterIP")
+
+
+class Service(Object, frozen=True, gc=False, kw_only=True):
+    KIND = "Service"
+    spec: ServiceSpec = ServiceSpec()
+
+
+class EndpointConditions(_Part):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Endpoint(_Part):
+    addresses: tuple[str, ...]
+    conditions: EndpointConditions = EndpointConditions()
+
+
+class EndpointPort(_Part):
+    port: int | None = None
+    name: str | None = None
+    protocol: str | None = None
+
+
+class EndpointSlice(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "discovery.k8s.io"
+    KIND = "EndpointSlice"
+    address_type: str = "IPv4"
+    endpoints: tuple[Endpoint, ...] | None = ()
+    ports: tuple[EndpointPort, ...] | None = ()
+
+    @property
+    def service(self) -> str | None:
+        """Key of the Service that the slice belongs to (its well-known label)."""
+        labels = self.metadata.labels
+        name = labels.get("kubernetes.io/service-name") if labels else None
+        return f"{self.metadata.namespace}/{name}" if name else None
+
+
+class Secret(Object, frozen=True, gc=False, kw_only=True):
+    """``data`` is base64 as on the wire; ``stringData`` (manifests only) wins over it."""
+
+    KIND = "Secret"
+    type: str = "Opaque"
+    data: dict[str, str] | None = None
+    string_data: dict[str, str] | None = None
+
+
+class Namespace(Object, frozen=True, gc=False, kw_only=True):
+    KIND = "Namespace"
+    NAMESPACED = False
+
+
+# ── ako.vmware.com ──────────────────────────────────────────────────────────────────────────
+
+
+class SeGroupRef(_Part):
+    name: str
+
+
+class VipNetwork(_Part):
+    network_name: str = ""
+    network_uuid: str = msgspec.field(default="", name="networkUUID")
+    cidr: str = ""
+    v6cidr: str = ""
+
+
+class NodeNetwork(_Part):
+    network_name: str = ""
+    network_uuid: str = msgspec.field(default="", name="networkUUID")
+    cidrs: tuple[str, ...] = ()
+
+
+class InfraListener(_Part):
+    port: Port
+    enable_ssl: bool | None = msgspec.field(default=None, name="enableSSL")
+    enable_http2: bool | None = msgspec.field(default=None, name="enableHTTP2")
+
+
+class InfraNetwork(_Part):
+    """``names`` is the spelling before AKO 1.5.1; ``vipNetworks`` is today's."""
+
+    vip_networks: tuple[VipNetwork, ...] = ()
+    node_networks: tuple[NodeNetwork, ...] = ()
+    names: tuple[str, ...] = ()
+    name: str = ""
+    enable_rhi: bool | None = None
+    enable_public_ip: bool | None = msgspec.field(default=None, name="enablePublicIP")
+    bgp_peer_labels: tuple[str, ...] = ()
+    listeners: tuple[InfraListener, ...] = ()
+
+
+class L7Settings(_Part):
+    shard_size: str
+
+
+class NsxSettings(_Part):
+    t1lr: str
+
+
+class AviInfraSettingSpec(_Part):
+    se_group: SeGroupRef | None = None
+    network: InfraNetwork | None = None
+    l7_settings: L7Settings | None = None
+    nsx_settings: NsxSettings | None = None
+
+
+class AviInfraSetting(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "ako.vmware.com"
+    VERSIONS = ("v1alpha1", "v1beta1")
+    KIND = "AviInfraSetting"
+    NAMESPACED = False
+    spec: AviInfraSettingSpec = AviInfraSettingSpec()
+
+
+# ── akocore.io/v1alpha1 ─────────────────────────────────────────────────────────────────────
+
+
+class ServiceEngineGroupSpec(_Part):
+    """``minSePerVs``: how many Service Engines serve each virtual service at once."""
+
+    ha_mode: str = "ActiveActive"
+    min_se_per_vs: Annotated[int, Meta(ge=1, le=64)] = 2
+    max_se_per_vs: Annotated[int, Meta(ge=1, le=64)] = 4
+    max_se: Annotated[int, Meta(ge=1, le=64)] = 10
+    auto_rebalance: bool = False
+
+
+class ServiceEngineGroup(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "akocore.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "ServiceEngineGroup"
+    NAMESPACED = False
+    spec: ServiceEngineGroupSpec = ServiceEngineGroupSpec()
+
+
+class AddressRange(_Part):
+    """Both ends belong to the range."""
+
+    begin: str
+    end: str
+
+
+class BgpPeer(_Part):
+    address: str
+    remote_as: int
+    ebgp_multihop: int = 0
+    bfd: bool = False
+    advertise_vip: bool = True
+    advertise_snat: bool = msgspec.field(default=False, name="advertiseSnat")
+    label: str = ""
+
+
+class BgpProfile(_Part):
+    local_as: int
+    peers: tuple[BgpPeer, ...] = ()
+
+
+class NetworkSpec(_Part):
+    """``vipRanges``: what IPAM hands out; all of it must lie in ``subnet``."""
+
+    subnet: str
+    vip_ranges: tuple[AddressRange, ...] = ()
+    se_ranges: tuple[AddressRange, ...] = ()
+    bgp: BgpProfile | None = None
+
+
+class Network(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "akocore.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "Network"
+    NAMESPACED = False
+    spec: NetworkSpec
+
+
+KINDS: Final[dict[tuple[str, str], type[Object]]] = {
+    (f"{t.GROUP}/{v}" if t.GROUP else v, t.KIND): t
+    for t in (
+        IngressClass,
+        Ingress,
+        Service,
+        EndpointSlice,
+        Secret,
+        Namespace,
+        AviInfraSetting,
+        ServiceEngineGroup,
+        Network,
+    )
+    for v in t.VERSIONS
+}
+"""(apiVersion, kind) → Struct, for every kind that akocore acts on."""
+
+
+class Change(Struct, frozen=True, gc=False):
+    """One object as it is now, or ``obj=None`` when it is gone.  ``key`` as `ObjectMeta.key`."""
+
+    kind: str
+    key: str
+    obj: Object | None
+
+
+def key_of(kind: str, key: str) -> str:
+    """How refusals and the command line name an object: ``Ingress/shop/web``."""
+    return f"{kind}/{key}"
+
+
+def decode(document: object, kind: type[Object]) -> Object:
+    """A plain mapping (from YAML or JSON) as ``kind``.
+
+    Raises `msgspec.ValidationError` naming the path of the first field of a wrong type.
+    """
+    return msgspec.convert(document, kind, strict=True, str_keys=True)

@@ -1,0 +1,453 @@
+"""A directory of manifests as a source of changes: the cluster that is made of files.
+
+It gives what an API server would give: objects with a namespace and a creation time, each
+one once, and the last good version of what is broken just now.  A file that is not fine
+changes nothing but its own refusals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from akocore.file_events import FileEvents, walk
+from akocore.kube.objects import Change, Object
+from akocore.manifest_file import Reading, duplicate, read
+from akocore.model import Refusal
+
+__all__ = ["Batch", "ManifestDirectory", "ManifestDirectoryError", "Memory"]
+
+_LAST_GOOD: Final = "last-good"
+_CREATED: Final = "created"
+_SUFFIXES: Final = (".yaml", ".yml", ".json")
+_UNKNOWN: Final = -1  # no hash of bytes is -1
+_INLINE_FILES: Final = 8  # more, or larger ones, are parsed in a thread
+_INLINE_BYTES: Final = 32_768
+_PAUSE_FILES: Final = 128  # in a big batch others have their turn so often
+_GONE_S: Final = 0.05  # after a removal: an editor or a move may bring it back
+_GATHER_S: Final = (0.01, 0.25)  # in a burst: the first and the longest time to gather
+_ROOT_S: Final = 0.2  # how often a root that is away is looked for
+
+
+class ManifestDirectoryError(Exception):
+    """The directory can't be used; the text says why and what to do."""
+
+
+class Memory(Protocol):
+    """Durable facts by room and key."""
+
+    def room(self, name: str) -> Mapping[str, str]: ...
+    def put(self, room: str, key: str, value: str) -> None: ...
+    def drop(self, room: str, key: str) -> None: ...
+
+
+class Batch(Struct, frozen=True):
+    """What one look at the directory brought.
+
+    ``refusals``: by path relative to the directory, all there are of that file now; () when
+    it is fine again.  ``at``: `time.monotonic` when the first file event was seen.
+    """
+
+    changes: tuple[Change, ...]
+    refusals: dict[str, tuple[Refusal, ...]]
+    at: float
+
+
+class _File(Struct):
+    """What is known of a file.  ``good``: by id, in the order of its documents."""
+
+    good: dict[str, Object] = {}
+    lines: dict[str, int] = {}
+    own: tuple[Refusal, ...] = ()
+    told: tuple[Refusal, ...] = ()
+    digest: int = 0
+
+
+class _Look(Struct):
+    """One file as it was found.  ``reading=None``: it is not there."""
+
+    path: str
+    reading: Reading | None
+    digest: int
+
+
+class ManifestDirectory:
+    """The manifests below ``root``.  First `load`, in any thread; then `watch`, in one task.
+
+    ``now``: the time as RFC 3339 in UTC, for objects that don't say when they were created.
+    """
+
+    def __init__(self, root: Path, memory: Memory, now: Callable[[], str]) -> None:
+        self._root = root
+        self._memory = memory
+        self._now = now
+        self._files: dict[str, _File] = {}
+        self._under: dict[str, set[str]] = {}  # directory → files at any depth below
+        self._claims: dict[str, list[str]] = {}  # id → files that have it; the first one wins
+        self._served: dict[str, Object] = {}
+        self._root_is_there = True
+
+    def load(self) -> Batch:
+        """The first, whole look.  Raises `ManifestDirectoryError`."""
+        at = time.monotonic()
+        if not self._root.is_dir():
+            raise ManifestDirectoryError(
+                f"{self._root} is not a directory. Create it or name another."
+            )
+        for path, text in self._memory.room(_LAST_GOOD).items():
+            self._files[path] = _File(good=_from_memory(text, path), digest=_UNKNOWN)
+        batch = self._apply(self._look_at_all(), at)
+        for id_ in [i for i in self._memory.room(_CREATED) if i not in self._claims]:
+            self._memory.drop(_CREATED, id_)
+        return batch
+
+    async def watch(self, stop: asyncio.Event) -> AsyncIterator[Batch]:
+        """Batches as files change, until ``stop``.  Raises `ManifestDirectoryError`.
+
+        Begins with what happened since `load`.  A root that goes away leaves all as it is.
+        """
+        while not stop.is_set():
+            try:
+                events = FileEvents(self._root)
+            except (FileNotFoundError, NotADirectoryError):
+                if batch := self._root_is(False):
+                    yield batch
+                await asyncio.sleep(_ROOT_S)
+                continue
+            except OSError as err:
+                raise ManifestDirectoryError(f"{self._root} can't be watched: {err}.") from err
+            gathering = _Gathering(events, stop, self._known)
+            try:
+                at, looks = time.monotonic(), await asyncio.to_thread(self._look_at_all)
+                while self._root.is_dir():  # else what is missing was not removed one by one
+                    for batch in (self._root_is(True), await self._apply_gently(looks, at)):
+                        if batch and (batch.changes or batch.refusals):
+                            yield batch
+                    paths, at = await gathering.next()
+                    if paths is None:
+                        break
+                    looks = await self._look_at_some(paths)
+            finally:
+                gathering.close()
+                events.close()
+
+    # ── looking: reads files, changes nothing here ──────────────────────────────────────────
+
+    def _look_at_all(self) -> list[_Look]:
+        found = {p for p, is_dir in walk(self._root) if not is_dir and p.endswith(_SUFFIXES)}
+        return self._look(found | self._files.keys())
+
+    async def _look_at_some(self, paths: set[str]) -> list[_Look]:
+        if len(paths) <= _INLINE_FILES:
+            wanted = self._files_of(paths)
+            if len(wanted) <= _INLINE_FILES and self._bytes(wanted) <= _INLINE_BYTES:
+                return self._look(wanted)
+        return await asyncio.to_thread(lambda: self._look(self._files_of(paths)))
+
+    def _files_of(self, paths: set[str]) -> set[str]:
+        """The manifests that events on ``paths`` concern."""
+        wanted: set[str] = set()
+        for event in paths:
+            directory, _, name = event.rpartition("/")
+            path = directory if name.startswith("..") else event  # a mounted ConfigMap's swap
+            if path in self._under or os.path.isdir(self._root / path):
+                wanted |= self._under.get(path, set()) if path else self._files.keys()
+                wanted.update(p for p, is_dir in walk(self._root, path) if not is_dir)
+            wanted.add(path)
+        return {p for p in wanted if p.endswith(_SUFFIXES)}
+
+    def _bytes(self, paths: Iterable[str]) -> int:
+        total = 0
+        for path in paths:
+            with contextlib.suppress(OSError):
+                total += os.stat(self._root / path).st_size
+        return total
+
+    def _look(self, paths: Iterable[str]) -> list[_Look]:
+        """The files of ``paths`` that are not as they were, in natural order."""
+        looks = []
+        root = f"{self._root}/"
+        for path in sorted(paths, key=_natural):
+            old = self._files.get(path)
+            try:
+                if not stat.S_ISREG(os.stat(root + path).st_mode):
+                    raise FileNotFoundError
+                with open(root + path, "rb", buffering=0) as file:
+                    data = file.read()
+            except (FileNotFoundError, NotADirectoryError):
+                if old is not None:
+                    looks.append(_Look(path, None, 0))
+                continue
+            except OSError as err:
+                refusal = Refusal(
+                    object=f"File/{path}",
+                    field="",
+                    reason="Unreadable",
+                    remedy=f"Make the file readable: {err.strerror}.",
+                )
+                looks.append(_Look(path, Reading(refusals=(refusal,), partial=True), _UNKNOWN))
+                continue
+            digest = hash(data)
+            if old is None or old.digest != digest:
+                looks.append(_Look(path, read(data, path), digest))
+        return looks
+
+    # ── what follows from it ────────────────────────────────────────────────────────────────
+
+    def _apply(self, looks: Sequence[_Look], at: float) -> Batch:
+        for step in self._applying(looks, at):
+            if step is not None:
+                return step
+        raise AssertionError("the last step is a batch")
+
+    async def _apply_gently(self, looks: Sequence[_Look], at: float) -> Batch:
+        """`_apply` with pauses for the rest of the event loop."""
+        for step in self._applying(looks, at):
+            if step is not None:
+                return step
+            await asyncio.sleep(0)
+        raise AssertionError("the last step is a batch")
+
+    def _applying(self, looks: Sequence[_Look], at: float) -> Iterator[Batch | None]:
+        """Take in what was found; None is a pause.  Cost: the documents of these files."""
+        touched: dict[str, None] = {}  # ids, in the order of their changes
+        retell: dict[str, None] = {}  # files whose refusals may differ
+        refusals: dict[str, tuple[Refusal, ...]] = {}
+        stamp = _Stamp(self._memory, self._now)
+        for n, look in enumerate(looks, 1):
+            if n % _PAUSE_FILES == 0:
+                yield None
+            path, old = look.path, self._files.get(look.path) or _File()
+            new = self._merge(old, look, stamp)
+            for id_ in old.good:
+                if id_ not in new.good:
+                    touched[id_] = None
+                    self._unclaim(id_, path)
+            for id_ in new.good:
+                touched.pop(id_, None)  # moved: its place is here
+                touched[id_] = None
+                claims = self._claims.setdefault(id_, [])
+                if path not in claims:
+                    claims.append(path)
+            if look.reading is not None:
+                self._remember(path, new)
+                retell[path] = None
+            else:
+                self._forget(path)
+                if old.told:
+                    refusals[path] = ()
+
+        changes = []
+        for n, id_ in enumerate(touched, 1):
+            if n % _PAUSE_FILES == 0:
+                yield None
+            claims = self._claims.get(id_, [])
+            retell.update(dict.fromkeys(claims))
+            obj = self._files[claims[0]].good[id_] if claims else None
+            if obj is None:
+                self._memory.drop(_CREATED, id_)
+            if obj == self._served.get(id_):
+                continue
+            if obj is None:
+                del self._served[id_]
+            else:
+                self._served[id_] = obj
+            kind, _, key = id_.partition("/")
+            changes.append(Change(kind, key, obj))
+        for path in retell:
+            file = self._files[path]
+            told = self._refusals(path, file)
+            if told != file.told:
+                file.told = refusals[path] = told
+        yield Batch(tuple(changes), refusals, at)
+
+    def _merge(self, old: _File, look: _Look, stamp: _Stamp) -> _File:
+        """The file as it is to be: what is good now, and the last good of what is not."""
+        reading = look.reading
+        if reading is None:
+            return _File()
+        new = _File(own=reading.refusals, told=old.told, digest=look.digest)
+        bad = reading.partial
+        for document in reading.documents:
+            if document.obj is not None:
+                obj = stamp(document.id, document.obj)
+            else:
+                bad = True
+                if document.id not in old.good:
+                    continue
+                obj = old.good[document.id]
+            new.good[document.id] = obj
+            new.lines[document.id] = document.line
+        if reading.partial:
+            new.good = new.good | {i: o for i, o in old.good.items() if i not in new.good}
+        if bad and new.good:
+            self._memory.put(_LAST_GOOD, look.path, _to_memory(new.good))
+        else:
+            self._memory.drop(_LAST_GOOD, look.path)
+        return new
+
+    def _refusals(self, path: str, file: _File) -> tuple[Refusal, ...]:
+        lost = [
+            duplicate(id_, self._claims[id_][0], file.lines.get(id_, 0))
+            for id_ in file.good
+            if self._claims[id_][0] != path
+        ]
+        return tuple(sorted((*file.own, *lost), key=_line)) if lost else file.own
+
+    def _unclaim(self, id_: str, path: str) -> None:
+        claims = self._claims.get(id_, [])
+        if path in claims:
+            claims.remove(path)
+            if not claims:
+                del self._claims[id_]
+
+    def _remember(self, path: str, file: _File) -> None:
+        if path not in self._files:
+            for directory in _above(path):
+                self._under.setdefault(directory, set()).add(path)
+        self._files[path] = file
+
+    def _forget(self, path: str) -> None:
+        self._memory.drop(_LAST_GOOD, path)
+        self._files.pop(path, None)
+        for directory in _above(path):
+            files = self._under.get(directory, set())
+            files.discard(path)
+            if not files:
+                self._under.pop(directory, None)
+
+    def _known(self, path: str) -> bool:
+        return path in self._files or path in self._under
+
+    def _root_is(self, there: bool) -> Batch | None:
+        """What to say when the root goes or comes back; None when that is no news."""
+        if there == self._root_is_there:
+            return None
+        self._root_is_there = there
+        refusal = Refusal(
+            object="File/.",
+            field="",
+            reason="Unreadable",
+            remedy=f"Bring {self._root} back. All objects stay as they were until then.",
+        )
+        return Batch((), {".": () if there else (refusal,)}, time.monotonic())
+
+
+class _Stamp:
+    """Gives each object its creation time: all of one look the same."""
+
+    def __init__(self, memory: Memory, now: Callable[[], str]) -> None:
+        self._memory, self._now, self._value = memory, now, ""
+        self._created = memory.room(_CREATED)
+
+    def __call__(self, id_: str, obj: Object) -> Object:
+        if obj.metadata.creation_timestamp:
+            return obj
+        if (value := self._created.get(id_)) is None:
+            value = self._value = self._value or self._now()
+            self._memory.put(_CREATED, id_, value)
+        meta = msgspec.structs.replace(obj.metadata, creation_timestamp=value)
+        return msgspec.structs.replace(obj, metadata=meta)
+
+
+class _Gathering:
+    """File events as sets of paths: at once when it is quiet, more and more together in a burst."""
+
+    def __init__(
+        self, events: FileEvents, stop: asyncio.Event, known: Callable[[str], bool]
+    ) -> None:
+        self._events, self._stop, self._known = events, stop, known
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        self._paths: set[str] = set()
+        self._gone = False
+        self._anew = False
+        self._at = self._last = self._window = 0.0
+        self._stopping = self._loop.create_task(stop.wait())
+        self._stopping.add_done_callback(lambda _: self._woken.set())
+        self._loop.add_reader(events.fileno(), self._collect)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._events.fileno())
+        self._stopping.cancel()
+
+    async def next(self) -> tuple[set[str] | None, float]:
+        """(paths, when the first was seen); None: stopped, or to begin again from the whole."""
+        await self._woken.wait()
+        shortest, longest = _GATHER_S
+        if time.monotonic() - self._last < max(shortest, self._window):
+            self._window = min(max(2 * self._window, shortest), longest)
+        else:
+            self._window = 0.0
+        wait = max(self._window, _GONE_S if self._gone else 0.0)
+        if wait and not (self._anew or self._stop.is_set()):
+            await asyncio.sleep(wait)
+        if self._anew or self._stop.is_set():
+            return None, self._at
+        self._woken.clear()
+        paths, self._paths, self._gone = self._paths, set(), False
+        self._last = time.monotonic()
+        return paths, self._at
+
+    def _collect(self) -> None:
+        at = time.monotonic()
+        try:
+            read = self._events.read()
+        except OSError:  # a directory that can't be watched: the new beginning will say why
+            read = None
+        if read is None:
+            self._loop.remove_reader(self._events.fileno())
+            self._anew = True
+        elif read[0]:
+            self._gone = self._gone or any(map(self._known, read[1]))
+        else:
+            return
+        if not self._woken.is_set():
+            self._at = at
+        if read is not None:
+            self._paths |= read[0]
+        self._woken.set()
+
+
+def _natural(path: str) -> tuple[list[str | int], str]:
+    """Orders ``hello2`` before ``hello10``."""
+    parts = _DIGITS.split(path)
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], path
+
+
+_DIGITS: Final = re.compile(r"([0-9]+)")
+
+
+def _above(path: str) -> list[str]:
+    """The directories that ``path`` is in, without the root."""
+    parts = path.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _line(refusal: Refusal) -> int:
+    return refusal.line
+
+
+def _to_memory(good: Mapping[str, Object]) -> str:
+    """The objects as a JSON list of documents, of just the fields that akocore uses."""
+    documents = []
+    for obj in good.values():
+        version = f"{obj.GROUP}/{obj.VERSIONS[0]}" if obj.GROUP else obj.VERSIONS[0]
+        head = {"apiVersion": version, "kind": obj.KIND}
+        documents.append(head | msgspec.to_builtins(obj))
+    return msgspec.json.encode(documents).decode()
+
+
+def _from_memory(text: str, path: str) -> dict[str, Object]:
+    reading = read(b'{"kind": "List", "items": %s}' % text.encode(), path + ".json")
+    return {d.id: d.obj for d in reading.documents if d.obj is not None}

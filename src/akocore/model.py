@@ -1,0 +1,46 @@
+"""The nouns, in Avi's terms, and the one way of saying no."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+__all__ = ["HostModel", "Pool", "Refusal", "Route"]
+
+
+class Refusal(Struct, frozen=True, gc=False, kw_only=True):
+    """A part of an object that was not applied, and what its owner can do.
+
+    ``warning``: the part *was* applied, though not to the letter.
+    """
+
+    object: str  # "Ingress/namespace/name", "File/path"
+    field: str  # path in the manifest, "spec.rules[0].host"
+    reason: str  # CamelCase: the condition's reason
+    remedy: str  # what is wrong and what to do: one or two sentences
+    line: int = 0  # line of the file, where known
+    warning: bool = False
+
+
+class Pool(Struct, frozen=True, gc=False):
+    """Avi's pool of one path.  ``backend`` is the Service port behind it (one Envoy cluster)."""
+
+    name: str
+    backend: str | None  # "namespace/service/port"; None: nothing to send to, a served 503
+
+
+class Route(Struct, frozen=True, gc=False):
+    """One path of a host, in order of precedence.  ``path`` of a prefix has no trailing slash."""
+
+    path: str
+    exact: bool
+    pool: Pool
+
+
+class HostModel(Struct, frozen=True, gc=False):
+    """What one hostname serves: the unit of L7 work.  ``host`` "" is "any other host"."""
+
+    host: str
+    setting: str  # AviInfraSetting's name, "" for the defaults
+    routes: tuple[Route, ...]
+    certificate: str  # Secret "namespace/name", "" when there is none
+    redirect: bool  # http → https

@@ -1,0 +1,1 @@
+"""Decisions that must be remembered: addresses, shards, creation times."""

@@ -1,0 +1,151 @@
+"""Addresses of VsVips: first come, lowest free, and kept until given back.
+
+An address is remembered by owner under its Network, so the same owner gets it again after
+a restart, as long as the Network still has it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from akocore.kube.objects import NetworkSpec
+from akocore.model import Refusal
+
+__all__ = ["Ipam", "check_network", "check_overlaps"]
+
+_IP = IPv4Address | IPv6Address
+
+
+def _ranges(spec: NetworkSpec) -> list[tuple[_IP, _IP]]:
+    return [(ip_address(r.begin), ip_address(r.end)) for r in spec.vip_ranges]
+
+
+def check_network(name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
+    """What is wrong with a Network by itself; () when nothing is."""
+
+    def no(field: str, remedy: str) -> tuple[Refusal, ...]:
+        return (
+            Refusal(object=f"Network/{name}", field=field, reason="InvalidNetwork", remedy=remedy),
+        )
+
+    try:
+        subnet = ip_network(spec.subnet)
+    except ValueError as err:
+        return no("spec.subnet", f"{err}. Write it as 10.10.16.0/24.")
+    if not spec.vip_ranges:
+        return no("spec.vipRanges", "Add at least one range of addresses for VIPs.")
+    for i, r in enumerate(spec.vip_ranges):
+        field = f"spec.vipRanges[{i}]"
+        try:
+            begin, end = ip_address(r.begin), ip_address(r.end)
+        except ValueError as err:
+            return no(field, f"{err}. Write begin and end as plain addresses.")
+        if begin not in subnet or end not in subnet:
+            return no(field, f"{r.begin}-{r.end} is not inside {spec.subnet}. Move it inside.")
+        if int(begin) > int(end):
+            return no(field, f"begin {r.begin} is after end {r.end}. Exchange them.")
+        if int(end) - int(begin) >= 1 << 20:
+            return no(field, "A range holds at most 1048576 addresses. Make it smaller.")
+    if spec.bgp is not None:
+        return (
+            Refusal(
+                object=f"Network/{name}",
+                field="spec.bgp",
+                reason="Unsupported",
+                remedy="Local Service Engines do not speak BGP: the peers are not contacted.",
+                warning=True,
+            ),
+        )
+    return ()
+
+
+def check_overlaps(networks: dict[str, NetworkSpec]) -> dict[str, Refusal]:
+    """Networks that can't be used since an earlier one (by name) has some of their addresses."""
+    out: dict[str, Refusal] = {}
+    taken: list[tuple[int, int, int, str]] = []
+    for name in sorted(networks):
+        mine = [(b.version, int(b), int(e)) for b, e in _ranges(networks[name])]
+        for version, begin, end in mine:
+            for v, b, e, other in taken:
+                if v == version and begin <= e and b <= end:
+                    out[name] = Refusal(
+                        object=f"Network/{name}",
+                        field="spec.vipRanges",
+                        reason="OverlappingNetworks",
+                        remedy=f"Some of its addresses belong to Network {other}. Separate them.",
+                    )
+        if name not in out:
+            taken += [(*m, name) for m in mine]
+    return out
+
+
+class Ipam:
+    """The addresses of one Network.  `give` is O(log n); nothing scans the range."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.spec = spec
+        self._ranges = _ranges(spec)
+        self.size = sum(int(e) - int(b) + 1 for b, e in self._ranges)
+        self.owners: dict[str, str] = {}  # owner → address
+        self._taken: dict[_IP, str] = {}
+        self._free: list[tuple[int, int]] = []  # heap of (range, offset) given back
+        self._next = (0, 0)  # first place never looked at
+
+    def _place(self, place: tuple[int, int]) -> _IP:
+        return self._ranges[place[0]][0] + place[1]
+
+    def _fresh(self) -> tuple[int, int] | None:
+        i, offset = self._next
+        while i < len(self._ranges):
+            begin, end = self._ranges[i]
+            if int(begin) + offset <= int(end):
+                self._next = (i, offset + 1)
+                return i, offset
+            i, offset = i + 1, 0
+        self._next = (i, 0)
+        return None
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self._taken)
+
+    def contains(self, address: str) -> bool:
+        ip = ip_address(address)
+        return any(b.version == ip.version and b <= ip <= e for b, e in self._ranges)  # type: ignore[operator]
+
+    def take(self, owner: str, address: str) -> bool:
+        """Keep a remembered address.  False when it is foreign or another's."""
+        ip = ip_address(address)
+        if not self.contains(address) or self._taken.get(ip, owner) != owner:
+            return False
+        self.owners[owner] = address
+        self._taken[ip] = owner
+        return True
+
+    def give(self, owner: str) -> str | None:
+        """The owner's address: the one it has, else the lowest free; None when all are taken."""
+        if (have := self.owners.get(owner)) is not None:
+            return have
+        while True:
+            place = heapq.heappop(self._free) if self._free else self._fresh()
+            if place is None:
+                return None
+            ip = self._place(place)
+            if ip not in self._taken:
+                self._taken[ip] = owner
+                self.owners[owner] = str(ip)
+                return str(ip)
+
+    def release(self, owner: str) -> None:
+        address = self.owners.pop(owner, None)
+        if address is None:
+            return
+        ip = ip_address(address)
+        del self._taken[ip]
+        for i, (begin, end) in enumerate(self._ranges):
+            if begin.version == ip.version and begin <= ip <= end:  # type: ignore[operator]
+                place = (i, int(ip) - int(begin))
+                if place < self._next:
+                    heapq.heappush(self._free, place)
+                return

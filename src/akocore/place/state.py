@@ -1,0 +1,94 @@
+"""What must survive a restart, in one SQLite file of a state directory.
+
+Facts are strings by room and key.  Reads come from memory; writes are collected and go to
+disk in one transaction (write-ahead log, ``synchronous=FULL``: an fsync a commit), so a
+crash leaves either all of a batch or nothing of it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["State", "StateError"]
+
+
+class StateError(Exception):
+    """The state directory can't be used; the text says why and what to do."""
+
+
+class State:
+    """Facts of one akocore.  `put` and `drop` are cheap; `commit` writes what has gathered."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "placement.db"
+        self._lock = threading.Lock()
+        self._pending: dict[tuple[str, str], str | None] = {}
+        self._rooms: dict[str, dict[str, str]] = {}
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._db = sqlite3.connect(self._file, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS fact (room TEXT, key TEXT, value TEXT NOT NULL,"
+                " PRIMARY KEY (room, key)) WITHOUT ROWID"
+            )
+            for room, key, value in self._db.execute("SELECT room, key, value FROM fact"):
+                self._rooms.setdefault(room, {})[key] = value
+        except (OSError, sqlite3.Error) as err:
+            raise StateError(
+                f"state directory {directory} can't be used: {err}."
+                " Make it writable or choose another with --state."
+            ) from err
+
+    def room(self, name: str) -> Mapping[str, str]:
+        """The facts of one room as they are now; a live view."""
+        return self._rooms.setdefault(name, {})
+
+    def put(self, room: str, key: str, value: str) -> None:
+        facts = self._rooms.setdefault(room, {})
+        if facts.get(key) != value:
+            facts[key] = value
+            self._pending[room, key] = value
+
+    def drop(self, room: str, key: str) -> None:
+        if self._rooms.get(room, {}).pop(key, None) is not None:
+            self._pending[room, key] = None
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self._pending)
+
+    def take(self) -> dict[tuple[str, str], str | None]:
+        """What has gathered since the last call, for `commit` in a thread."""
+        pending, self._pending = self._pending, {}
+        return pending
+
+    def restore(self, taken: dict[tuple[str, str], str | None]) -> None:
+        """Give back what a failed `commit` could not write; newer facts win."""
+        self._pending = taken | self._pending
+
+    def commit(self, taken: dict[tuple[str, str], str | None]) -> None:
+        """Write ``taken`` durably.  Raises `StateError`; nothing of it is written then."""
+        puts = [(room, key, value) for (room, key), value in taken.items() if value is not None]
+        drops = [rk for rk, value in taken.items() if value is None]
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?, ?)", puts)
+                self._db.executemany("DELETE FROM fact WHERE room = ? AND key = ?", drops)
+                self._db.execute("COMMIT")
+            except sqlite3.Error as err:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise StateError(
+                    f"{self._file} can't be written: {err}."
+                    " Free space there; placements are kept in memory and written again."
+                ) from err
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()

@@ -1,0 +1,173 @@
+"""Where hosts are served: virtual services, their addresses, and moves between them.
+
+Make before break: a host, or a whole virtual service, that moves is served at the new place
+first; the old place is given up when every Service Engine has the new one and a grace period
+is over.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from akocore._fast.shard import shard_hosts
+from akocore.kube.objects import NetworkSpec
+from akocore.model import HostModel
+from akocore.place.ipam import Ipam
+from akocore.place.state import State
+from akocore.translate.classes import Infra
+from akocore.translate.names import Names
+
+__all__ = ["Home", "Placed", "Placement", "VirtualService"]
+
+DEDICATED_SHARD = -1
+
+
+class Home(Struct):
+    """One VsVip: an address of a virtual service, on the engines of one group."""
+
+    group: str
+    network: str
+    address: str
+
+
+class VirtualService(Struct):
+    """``homes``: the wanted one last; earlier ones serve on until their move is over."""
+
+    name: str
+    infra: Infra
+    shard: int
+    homes: list[Home] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+    exhausted: str = ""  # the Network that has no address left for it
+
+    @property
+    def shown(self) -> Home | None:
+        """The home that status names: the oldest one that still serves."""
+        return self.homes[0] if self.homes else None
+
+
+class Placed(Struct):
+    """A host and where it is served.  ``old``: virtual services that it is leaving."""
+
+    model: HostModel
+    vs: str
+    old: dict[str, int] = field(default_factory=dict)  # name → number of the move
+    left: set[str] = field(default_factory=set)  # of `old`: no longer shown
+    sequence: dict[str, int] = field(default_factory=dict)  # group → publication to wait for
+    scopes: frozenset[tuple[str, str]] = frozenset()  # (group, scope's name) published
+    backends: frozenset[tuple[str, str]] = frozenset()  # (group, Service port) referred to
+
+    @property
+    def shown(self) -> str:
+        """The virtual service whose address status names."""
+        return next((vs for vs in self.old if vs not in self.left), self.vs)
+
+
+class Placement:
+    """Decides and remembers: host → virtual service, virtual service → address."""
+
+    def __init__(self, names: Names, state: State) -> None:
+        self.names = names
+        self.state = state
+        self.services: dict[str, VirtualService] = {}
+        self.pools: dict[str, Ipam] = {}
+        self.waiting: set[str] = set()  # virtual services without an address
+
+    # ── shards ──────────────────────────────────────────────────────────────────────────────
+
+    def shards(self, infra: Infra, hosts: list[str]) -> list[int]:
+        """The shard of each host under ``infra``: the remembered one, else AKO's function."""
+        count = infra.shard_size.shards
+        if not count:
+            return [DEDICATED_SHARD] * len(hosts)
+        size, setting = infra.shard_size.value, infra.setting
+        known = self.state.room("shard")
+        out = list(shard_hosts([host or "*" for host in hosts], count))
+        for i, host in enumerate(hosts):
+            key = f"{setting}/{host}"
+            fact = known.get(key)
+            if fact is not None and fact.startswith(f"{size} "):
+                out[i] = int(fact[len(size) + 1 :])
+            else:
+                self.state.put("shard", key, f"{size} {out[i]}")
+        return out
+
+    def forget_host(self, setting: str, host: str) -> None:
+        self.state.drop("shard", f"{setting}/{host}")
+
+    def service_of(self, infra: Infra, host: str, shard: int) -> VirtualService:
+        """The virtual service of a host; made, without a home, at its first host."""
+        if shard == DEDICATED_SHARD:
+            name = self.names.dedicated(infra.setting, host or "any-host")
+        else:
+            name = self.names.shared(infra.setting, shard)
+        service = self.services.get(name)
+        if service is None:
+            service = self.services[name] = VirtualService(name, infra, shard)
+        return service
+
+    # ── addresses ───────────────────────────────────────────────────────────────────────────
+
+    def set_networks(self, networks: dict[str, NetworkSpec]) -> set[str]:
+        """Take in the Networks; names of those that changed.  Given addresses stay, where good."""
+        changed = set()
+        for name, spec in networks.items():
+            pool = self.pools.get(name)
+            if pool is not None and pool.spec == spec:
+                continue
+            changed.add(name)
+            self.pools[name] = fresh = Ipam(spec)
+            prefix = f"{name}/"
+            for key, address in self.state.room("vip").items():
+                if key.startswith(prefix):
+                    fresh.take(key[len(prefix) :], address)
+        for name in [name for name in self.pools if name not in networks]:
+            changed.add(name)
+            del self.pools[name]
+        return changed
+
+    def settle(self, service: VirtualService) -> Home | None:
+        """Give the service the home that its infra wants; the new home, or None if it has it.
+
+        Without a free address `VirtualService.exhausted` names the Network, and what serves
+        goes on serving.
+        """
+        infra = service.infra
+        pool = self.pools.get(infra.network)
+        address = pool.give(service.name) if pool is not None else None
+        if address is None:
+            service.exhausted = infra.network
+            self.waiting.add(service.name)
+            return None
+        service.exhausted = ""
+        self.waiting.discard(service.name)
+        wanted = Home(infra.group, infra.network, address)
+        self.state.put("vip", f"{infra.network}/{service.name}", address)
+        if service.homes and service.homes[-1] == wanted:
+            return None
+        if wanted in service.homes:
+            service.homes.remove(wanted)
+        service.homes.append(wanted)
+        return wanted
+
+    def leave(self, service: VirtualService, home: Home) -> None:
+        """A home is given up; its address is free unless another home of the service has it."""
+        service.homes.remove(home)
+        if not any(h.network == home.network and h.address == home.address for h in service.homes):
+            self._release(service.name, home)
+
+    def retire(self, service: VirtualService) -> list[Home]:
+        """The service has no hosts any more: all of its homes are given up."""
+        homes, service.homes = service.homes, []
+        for home in homes:
+            self._release(service.name, home)
+        self.waiting.discard(service.name)
+        del self.services[service.name]
+        return homes
+
+    def _release(self, owner: str, home: Home) -> None:
+        pool = self.pools.get(home.network)
+        if pool is not None and pool.owners.get(owner) == home.address:
+            pool.release(owner)
+        if self.state.room("vip").get(f"{home.network}/{owner}") == home.address:
+            self.state.drop("vip", f"{home.network}/{owner}")

@@ -1,0 +1,703 @@
+"""The loop that a newcomer reads first: changes in, difference out.
+
+    batch of changes ─▶ store ─▶ dirty hosts ─▶ translate ─▶ place ─▶ realise ─▶ publish
+
+The unit of work is the host.  An event costs the hosts that it touches; only an edit of a
+class, setting, Network or group costs the hosts that it governs.  `Reconciler` is synchronous
+and knows neither clock nor sockets: it is given what happened and answers by publishing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import cast
+
+import msgspec
+from msgspec import Struct, field
+
+from akocore.config import Config
+from akocore.engines.envoy.ads import AdsServer
+from akocore.engines.envoy.resources import (
+    CDS,
+    LDS,
+    NO_SNI,
+    SDS,
+    SRDS,
+    Encoded,
+    cluster,
+    cluster_name,
+    listener,
+    redirect_scope,
+    scope,
+    secret,
+)
+from akocore.kube.objects import (
+    AviInfraSettingSpec,
+    Change,
+    EndpointSlice,
+    Ingress,
+    IngressClass,
+    IngressClassSpec,
+    Network,
+    NetworkSpec,
+    ObjectMeta,
+    Secret,
+    ServiceEngineGroup,
+    ServiceEngineGroupSpec,
+)
+from akocore.model import Refusal
+from akocore.place.ipam import check_network, check_overlaps
+from akocore.place.state import State
+from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
+from akocore.store import Store
+from akocore.translate.classes import (
+    CONTROLLER,
+    DEFAULT_ANNOTATION,
+    Governed,
+    Infra,
+    default_class,
+    govern,
+    infra_of,
+)
+from akocore.translate.ingress import ANY_HOST, host_model
+from akocore.translate.names import Names
+from akocore.translate.tls import Certificate, CertificateProblem, certificate
+
+__all__ = ["Move", "Reconciler"]
+
+log = logging.getLogger(__name__)
+
+
+class Move(Struct):
+    """Hosts and homes that change place together.  ``waits``: publication by group."""
+
+    number: int
+    waits: dict[str, int] = field(default_factory=dict)
+    hosts: list[tuple[str, str]] = field(default_factory=list)  # (host, virtual service left)
+    homes: list[tuple[str, Home]] = field(default_factory=list)  # (virtual service, home left)
+
+    def __bool__(self) -> bool:
+        return bool(self.hosts or self.homes)
+
+
+class _Diff(Struct):
+    """What one run publishes to one group."""
+
+    puts: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+    drops: dict[tuple[str, str], None] = field(default_factory=dict)
+
+
+class Reconciler:
+    """The state of the world, and how it follows changes.
+
+    ``on_move(move)``: serve on at the old places until `finish_move` is called.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: State,
+        ads: AdsServer,
+        *,
+        now: Callable[[], datetime],
+        on_move: Callable[[Move], None] = lambda _move: None,
+        port_offset: int = 0,
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.ads = ads
+        self.port_offset = port_offset
+        self.store = Store()
+        self.names = Names(config.cluster_name)
+        self.placement = Placement(self.names, state)
+        self.hosts: dict[str, Placed] = {}
+        self.infras: dict[str, Infra] = {}
+        self.setting_refusals: dict[str, tuple[Refusal, ...]] = {}
+        self.host_refusals: dict[str, dict[str, list[Refusal]]] = {}
+        self.groups: dict[str, ServiceEngineGroupSpec] = {}
+        self.networks: dict[str, NetworkSpec] = {}
+        self.network_refusals: dict[str, tuple[Refusal, ...]] = {}
+        self.certificates: dict[str, Certificate | CertificateProblem] = {}
+        self._now = now
+        self._on_move = on_move
+        self._moves = 0
+        self._users: dict[tuple[str, str], int] = {}  # (group, backend) → hosts
+        self._backends: dict[str, dict[str, set[str]]] = {}  # Service → backend → groups
+        self._default_class: IngressClass | None = None
+        self._diffs: dict[str, _Diff] = {}
+        self._made_class = False
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, changes: Iterable[Change]) -> set[str]:
+        """Follow a batch of changes to the end; keys of the Ingresses that it touched."""
+        hosts: set[str] = set()
+        services: set[str] = set()
+        secrets: set[str] = set()
+        touched: set[str] = set()
+        settings: set[str] = set()
+        infra = classes = False
+        for change in self._with_own_class(changes):
+            key, kind = change.key, change.kind
+            if kind == "Ingress":
+                hosts.update(self.store.hosts_of(key))
+                self.store.apply(change)
+                hosts.update(self.store.hosts_of(key))
+                touched.add(key)
+                continue
+            if kind == "Namespace":
+                before = list(self.store.referrers(kind, key))
+                touched.update(before)
+            old = self.store.apply(change)
+            match kind:
+                case "Service":
+                    services.add(key)
+                    touched.update(self.store.referrers(kind, key))
+                case "EndpointSlice":
+                    for slice_ in (cast("EndpointSlice | None", old), change.obj):
+                        if isinstance(slice_, EndpointSlice) and slice_.service:
+                            services.add(slice_.service)
+                case "Secret":
+                    secrets.add(key)
+                    touched.update(self.store.referrers(kind, key))
+                case "IngressClass":
+                    classes = True
+                    touched.update(self.store.ingresses_of_class(key))
+                case "AviInfraSetting":
+                    infra = True
+                    settings.add(key)
+                case "ServiceEngineGroup" | "Network":
+                    infra = True
+        if classes:
+            self._default_class = default_class(self.store)
+        if infra or not self.infras:
+            settings.update(self._infrastructure())
+            for setting in settings:
+                touched.update(
+                    self.store.ingresses_of_setting(setting)
+                    if setting
+                    else self.store.all("Ingress")
+                )
+        for key in touched:
+            hosts.update(self.store.hosts_of(key))
+        for key in secrets:
+            self._certificate(key)
+        self._follow(hosts)
+        self._endpoints(services)
+        self._secrets(secrets)
+        self._publish()
+        return touched
+
+    def _with_own_class(self, changes: Iterable[Change]) -> Iterable[Change]:
+        """The changes, and IngressClass ``avi-lb`` when the source has none of that name."""
+        wanted = self.config.ingress_class
+        seen = False
+        for change in changes:
+            if change.kind == "IngressClass" and change.key == "avi-lb":
+                seen = True
+                self._made_class = change.obj is None
+                if change.obj is None and wanted.create:
+                    yield Change("IngressClass", "avi-lb", self._own_class())
+                    continue
+            yield change
+        if wanted.create and not seen and self.store.ingress_class("avi-lb") is None:
+            self._made_class = True
+            yield Change("IngressClass", "avi-lb", self._own_class())
+
+    def _own_class(self) -> IngressClass:
+        default = {DEFAULT_ANNOTATION: "true"} if self.config.ingress_class.default else None
+        return IngressClass(
+            metadata=ObjectMeta(name="avi-lb", annotations=default),
+            spec=IngressClassSpec(controller=CONTROLLER),
+        )
+
+    def finish_move(self, move: Move) -> None:
+        """The grace period of a move is over: give up the old places."""
+        for host, vs in move.hosts:
+            placed = self.hosts.get(host)
+            if placed is not None and placed.old.get(vs) == move.number:
+                del placed.old[vs]
+                placed.left.discard(vs)
+                self._realise(host, placed)
+                self._leave(vs, host)
+        for vs, home in move.homes:
+            service = self.placement.services.get(vs)
+            if service is not None and home in service.homes[:-1]:
+                self._drop_listeners(service, home)
+                self.placement.leave(service, home)
+                for host in service.hosts:
+                    self._realise(host, self.hosts[host])
+        self._retry_waiting()
+        self._publish()
+
+    def settle_move(self, move: Move) -> None:
+        """Every engine has the new places: status names them from now on."""
+        for host, vs in move.hosts:
+            placed = self.hosts.get(host)
+            if placed is not None and placed.old.get(vs) == move.number:
+                placed.left.add(vs)
+        for vs, home in move.homes:
+            service = self.placement.services.get(vs)
+            if service is not None and home in service.homes[:-1]:
+                service.homes.remove(home)
+                service.homes.insert(len(service.homes) - 1, home)
+                if service.homes[0] == home:  # show the wanted one from now on
+                    service.homes.insert(0, service.homes.pop())
+                    service.homes.append(service.homes.pop(0))
+
+    # ── infrastructure: groups, networks, settings ──────────────────────────────────────────
+
+    def _infrastructure(self) -> set[str]:
+        """Work out all settings again; the names of those that came out differently."""
+        self.groups = dict(self.config.service_engine_groups)
+        for group in self.store.all("ServiceEngineGroup").values():
+            if isinstance(group, ServiceEngineGroup):
+                self.groups[group.metadata.name] = group.spec
+        networks = dict(self.config.networks)
+        for network in self.store.all("Network").values():
+            if isinstance(network, Network):
+                networks[network.metadata.name] = network.spec
+        self.network_refusals = {n: check_network(n, spec) for n, spec in networks.items()}
+        good = {
+            n: spec
+            for n, spec in networks.items()
+            if all(refusal.warning for refusal in self.network_refusals[n])
+        }
+        for name, refusal in check_overlaps(good).items():
+            self.network_refusals[name] = (*self.network_refusals[name], refusal)
+            del good[name]
+        self.networks = good
+        changed_networks = self.placement.set_networks(good)
+        before = self.infras
+        self.infras = {}
+        self.setting_refusals = {}
+        for key in ("", *self.store.all("AviInfraSetting")):
+            self._setting(key)
+        for key in set(self.state.room("accepted")) - set(self.store.all("AviInfraSetting")):
+            self.state.drop("accepted", key)
+        return {
+            key
+            for key in {*before, *self.infras}
+            if before.get(key) != self.infras.get(key)
+            or (key in self.infras and self.infras[key].network in changed_networks)
+        }
+
+    def _setting(self, key: str) -> None:
+        setting = self.store.setting(key) if key else None
+        spec = setting.spec if setting is not None else None
+
+        def compiled(spec: AviInfraSettingSpec | None) -> tuple[Infra | None, tuple[Refusal, ...]]:
+            return infra_of(key, spec, self.config.defaults, self.groups, self.networks)
+
+        infra, refusals = compiled(spec)
+        if infra is None and key and (fact := self.state.room("accepted").get(key)):
+            infra, _ = compiled(msgspec.json.decode(fact, type=AviInfraSettingSpec))
+        elif infra is not None and spec is not None:
+            self.state.put("accepted", key, msgspec.json.encode(spec).decode())
+        if infra is not None:
+            self.infras[key] = infra
+            pool = self.placement.pools[infra.network]
+            if pool.size < infra.shard_size.shards:
+                refusals += (
+                    Refusal(
+                        object=f"AviInfraSetting/{key}" if key else "Config",
+                        field="spec.l7Settings.shardSize",
+                        reason="InsufficientAddresses",
+                        remedy=f"{infra.shard_size} needs {infra.shard_size.shards} addresses,"
+                        f" Network {infra.network} has {pool.size}: widen its vipRanges or take a"
+                        " smaller shardSize. The shards that have an address are served.",
+                    ),
+                )
+        self.setting_refusals[key] = refusals
+
+    # ── hosts ───────────────────────────────────────────────────────────────────────────────
+
+    def governed(self, ingress: Ingress) -> Governed:
+        """Who serves this Ingress, as things are now."""
+        return govern(ingress, self.store, self._default_class)
+
+    def _claims(self, host: str) -> list[tuple[Ingress, str]]:
+        """The Ingresses of ours that name the host, oldest first, with their settings."""
+        out: list[tuple[Ingress, str]] = []
+        for key in self.store.ingresses_of_host(host):
+            ingress = cast(Ingress, self.store.ingress(key))
+            by = self.governed(ingress)
+            if by.ours and by.setting in self.infras:
+                out.append((ingress, by.setting))
+        if len(out) > 1:
+            out.sort(key=lambda c: (c[0].metadata.creation_timestamp or "~", c[0].metadata.key))
+        return out
+
+    def _follow(self, hosts: set[str]) -> None:
+        """Translate, place and realise these hosts.  Cost: the hosts."""
+        wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
+        for host in self._in_order(hosts):
+            claims = self._claims(host)
+            self.host_refusals.pop(host, None)
+            if not claims:
+                self._remove(host)
+                continue
+            setting = claims[0][1]
+            mine = [ingress for ingress, other in claims if other == setting]
+            for ingress, other in claims:
+                if other != setting:
+                    self._refuse_claim(host, ingress, mine[0])
+            wanted.setdefault(setting, []).append((host, mine))
+        self._moves += 1
+        move = Move(self._moves)
+        settled: set[str] = set()
+        for setting, claimed in wanted.items():
+            infra = self.infras[setting]
+            dedicated = not infra.shard_size.shards
+            shards = self.placement.shards(infra, [host for host, _ in claimed])
+            for (host, mine), shard in zip(claimed, shards, strict=True):
+                service = self.placement.service_of(infra, host, shard)
+                if service.name not in settled:
+                    settled.add(service.name)
+                    self._settle(service, infra, move)
+                model, no = host_model(host, setting, dedicated, mine, self.store, self.names)
+                if no:
+                    said = self.host_refusals.setdefault(host, {})
+                    for key, refusals in no.items():
+                        said.setdefault(key, []).extend(refusals)
+                self._place(host, model, service, move)
+        self._retry_waiting(move)
+        if move:
+            self._publish()
+            groups = {self.placement.services[self.hosts[h].vs].infra.group for h, _ in move.hosts}
+            groups |= {self.placement.services[vs].infra.group for vs, _ in move.homes}
+            move.waits = {group: self.ads.catalog(group).sequence for group in groups}
+            self._on_move(move)
+
+    def _in_order(self, hosts: set[str]) -> Iterable[str]:
+        """Hosts in the order in which their Ingresses came: it decides who gets which address."""
+        if len(hosts) < 2:
+            return hosts
+        new = [host for host in hosts if host not in self.hosts]
+        rest = [host for host in hosts if host in self.hosts]
+        if len(new) > 1:
+            position = {key: i for i, key in enumerate(self.store.all("Ingress"))}
+            end = len(position)
+            new.sort(
+                key=lambda host: (
+                    min((position[k] for k in self.store.ingresses_of_host(host)), default=end),
+                    host,
+                )
+            )
+        return [*sorted(rest), *new]
+
+    def _refuse_claim(self, host: str, ingress: Ingress, owner: Ingress) -> None:
+        key = ingress.metadata.key
+        rules = [rule.host for rule in ingress.spec.rules]
+        field_ = f"spec.rules[{rules.index(host)}].host" if host in rules else "spec.defaultBackend"
+        self.host_refusals.setdefault(host, {}).setdefault(key, []).append(
+            Refusal(
+                object=f"Ingress/{key}",
+                field=field_,
+                reason="HostClaimed",
+                remedy=f"{host or 'Any host'} is served for Ingress {owner.metadata.key} under"
+                " another class or setting, which came first. Use its class or another host.",
+            )
+        )
+
+    def _settle(self, service: VirtualService, infra: Infra, move: Move) -> None:
+        """Give a virtual service the listeners that its setting wants, where it wants them."""
+        old_listeners = service.infra.listeners
+        service.infra = infra
+        before = list(service.homes)
+        home = self.placement.settle(service)
+        if old_listeners != infra.listeners:
+            for old in before:
+                for port in set(old_listeners) - set(infra.listeners):
+                    self._drop(old.group, LDS, f"{service.name}/{old.address}:{port.port}")
+                self._put_listeners(service, old)
+            for host in service.hosts:
+                self._realise(host, self.hosts[host])
+        if home is not None:
+            self._put_listeners(service, home)
+            for host in service.hosts:
+                self._realise(host, self.hosts[host])
+            move.homes += [(service.name, old) for old in before if old != home]
+
+    def _place(self, host: str, model: object, service: VirtualService, move: Move) -> None:
+        from akocore.model import HostModel
+
+        assert isinstance(model, HostModel)
+        placed = self.hosts.get(host)
+        if placed is None:
+            placed = self.hosts[host] = Placed(model, service.name)
+            service.hosts.add(host)
+        elif placed.model == model and placed.vs == service.name and placed.scopes:
+            return
+        else:
+            if placed.vs != service.name:
+                if placed.model.setting != model.setting:
+                    self.placement.forget_host(placed.model.setting, host)
+                placed.old[placed.vs] = move.number
+                placed.left.discard(placed.vs)
+                placed.old.pop(service.name, None)
+                move.hosts.append((host, placed.vs))
+                placed.vs = service.name
+                service.hosts.add(host)
+            if placed.model.certificate != model.certificate:
+                placed.model = model
+                self._push_secret(host)
+            placed.model = model
+        self._realise(host, placed)
+
+    def _remove(self, host: str) -> None:
+        placed = self.hosts.pop(host, None)
+        if placed is None:
+            return
+        self.placement.forget_host(placed.model.setting, host)
+        for group, name in placed.scopes:
+            self._drop(group, SRDS, name)
+        self._use(placed.backends, frozenset())
+        if placed.model.certificate:
+            self._push_secret(host)
+        for vs in (placed.vs, *placed.old):
+            self._leave(vs, host)
+
+    def _leave(self, vs: str, host: str) -> None:
+        service = self.placement.services[vs]
+        service.hosts.discard(host)
+        if not service.hosts:
+            for home in service.homes:
+                self._drop_listeners(service, home)
+            self.placement.retire(service)
+            self._retry_waiting()
+
+    def _retry_waiting(self, move: Move | None = None) -> None:
+        """An address may be free again: try the virtual services that wait for one."""
+        for name in sorted(self.placement.waiting):
+            service = self.placement.services[name]
+            pool = self.placement.pools.get(service.infra.network)
+            if pool is not None and pool.free:
+                self._settle(service, service.infra, move or Move(0))
+
+    # ── realise: model and place → resources ────────────────────────────────────────────────
+
+    def _realise(self, host: str, placed: Placed) -> None:
+        """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
+        model = placed.model
+        scopes: dict[tuple[str, str], Encoded] = {}
+        groups: set[str] = set()
+        for vs in (placed.vs, *placed.old):
+            service = self.placement.services[vs]
+            infra = service.infra
+            tls_port = next((p.port for p in infra.listeners if p.tls), 443)
+            one_by_port: list[Encoded] = []
+            for port in infra.listeners:
+                if port.tls and not model.certificate:
+                    continue
+                one_by_port.append(
+                    redirect_scope(vs, port.port, host, tls_port + self.port_offset)
+                    if model.redirect and not port.tls
+                    else scope(vs, port.port, model)
+                )
+            for home in service.homes:
+                groups.add(home.group)
+                for one in one_by_port:
+                    scopes[home.group, one.name] = one
+        backends = frozenset(
+            (group, route.pool.backend)
+            for group in groups
+            for route in model.routes
+            if route.pool.backend is not None
+        )
+        self._use(placed.backends, backends)
+        placed.backends = backends
+        for (group, _), one in scopes.items():
+            self._put(group, one)
+        names = frozenset(scopes)
+        for group, name in placed.scopes - names:
+            self._drop(group, SRDS, name)
+        placed.scopes = names
+        for group in groups:
+            placed.sequence[group] = -1  # set by `_publish`
+            self._diffs.setdefault(group, _Diff())
+        self._unsettled.append(placed)
+
+    @property
+    def _unsettled(self) -> list[Placed]:
+        return self.__dict__.setdefault("_unsettled_list", [])
+
+    def _use(self, before: frozenset[tuple[str, str]], after: frozenset[tuple[str, str]]) -> None:
+        """Count who needs which cluster in which group; a cluster is there while one does."""
+        for at in after - before:
+            count = self._users.get(at, 0)
+            self._users[at] = count + 1
+            if not count:
+                group, backend = at
+                service = backend.rpartition("/")[0]
+                self._backends.setdefault(service, {}).setdefault(backend, set()).add(group)
+                self._put(group, cluster(backend, self.members(backend)))
+        for at in before - after:
+            self._users[at] -= 1
+            if not self._users[at]:
+                del self._users[at]
+                group, backend = at
+                service = backend.rpartition("/")[0]
+                groups = self._backends[service][backend]
+                groups.discard(group)
+                if not groups:
+                    del self._backends[service][backend]
+                    if not self._backends[service]:
+                        del self._backends[service]
+                self._drop(group, CDS, cluster_name(backend))
+
+    def members(self, backend: str) -> list[tuple[str, int]]:
+        """(address, port) of what serves a Service port, sorted.
+
+        Ready endpoints; when there are none, those that still serve while they terminate
+        (as kube-proxy does: KEP-1669).
+        """
+        key, _, number = backend.rpartition("/")
+        service = self.store.service(key)
+        port = (
+            next((p for p in service.spec.ports if str(p.port) == number), None)
+            if service
+            else None
+        )
+        if port is None:
+            return []
+        ready: set[tuple[str, int]] = set()
+        terminating: set[tuple[str, int]] = set()
+        for slice_ in self.store.slices(key):
+            if slice_.address_type == "FQDN":
+                continue
+            at = next(
+                (p.port for p in slice_.ports or () if (p.name or "") == port.name and p.port), None
+            )
+            if at is None:
+                continue
+            for endpoint in slice_.endpoints or ():
+                if not endpoint.addresses:
+                    continue
+                conditions = endpoint.conditions
+                if conditions.ready is not False and not conditions.terminating:
+                    ready.add((endpoint.addresses[0], at))
+                elif conditions.terminating and conditions.serving is not False:
+                    terminating.add((endpoint.addresses[0], at))
+        return sorted(ready or terminating)
+
+    def _endpoints(self, services: Iterable[str]) -> None:
+        for service in services:
+            for backend, groups in self._backends.get(service, {}).items():
+                one = cluster(backend, self.members(backend))
+                for group in groups:
+                    self._put(group, one)
+
+    def _put_listeners(self, service: VirtualService, home: Home) -> None:
+        for port in service.infra.listeners:
+            one = listener(
+                service.name,
+                home.address,
+                port.port,
+                tls=port.tls,
+                http2=port.http2,
+                port_offset=self.port_offset,
+            )
+            self._put(home.group, one)
+
+    def _drop_listeners(self, service: VirtualService, home: Home) -> None:
+        if any(h is not home and h.group == home.group and h.address == home.address
+               for h in service.homes):  # fmt: skip
+            return
+        for port in service.infra.listeners:
+            self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
+
+    # ── certificates ────────────────────────────────────────────────────────────────────────
+
+    def _certificate(self, key: str) -> None:
+        obj = self.store.secret(key)
+        if obj is None or not any(True for _ in self.store.referrers("Secret", key)):
+            self.certificates.pop(key, None)
+        else:
+            self.certificates[key] = certificate(cast(Secret, obj), self._now())
+
+    def certificate_of(self, key: str) -> Certificate | CertificateProblem | None:
+        """The certificate in a Secret; None when there is no such Secret."""
+        if key not in self.certificates and self.store.secret(key) is not None:
+            self._certificate(key)
+        return self.certificates.get(key)
+
+    def secret_for(self, sni: str) -> Encoded | None:
+        """What an engine gets when a client asks for ``sni``: exact host, wildcard, any host."""
+        name = sni.lower().rstrip(".")
+        for host in (name, f"*.{name.partition('.')[2]}", ANY_HOST):
+            placed = self.hosts.get(host)
+            if placed is not None and host != NO_SNI:
+                found = self.certificate_of(placed.model.certificate)
+                return secret(sni, found) if isinstance(found, Certificate) else None
+        return None
+
+    def _secrets(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            for ingress in self.store.referrers("Secret", key):
+                for host in self.store.hosts_of(ingress):
+                    placed = self.hosts.get(host)
+                    if placed is not None and placed.model.certificate == key:
+                        self._push_secret(host)
+
+    def _push_secret(self, host: str) -> None:
+        """Send a host's certificate again to the engines that have asked for it."""
+        for group, catalog in self.ads.catalogs.items():
+            catalog.secret = self.secret_for
+            for engine in self.ads.engines.values():
+                if engine.group != group:
+                    continue
+                asked = engine.subscribed.get(SDS, set())
+                names = (
+                    [n for n in (host,) if n in asked]
+                    if host and not host.startswith("*") and host in asked
+                    else [
+                        n
+                        for n in asked
+                        if not host
+                        or n.lower() == host
+                        or (host[:1] == "*" and n.lower().endswith(host[1:]))
+                    ]  # fmt: skip
+                )
+                for name in names:
+                    one = self.secret_for(name)
+                    if one is None:
+                        self._drop(group, SDS, name)
+                    else:
+                        self._put(group, one)
+
+    # ── publishing ──────────────────────────────────────────────────────────────────────────
+
+    def _put(self, group: str, one: Encoded) -> None:
+        diff = self._diffs.get(group)
+        if diff is None:
+            diff = self._diffs[group] = _Diff()
+        at = (one.type_url, one.name)
+        diff.drops.pop(at, None)
+        diff.puts[at] = one
+
+    def _drop(self, group: str, type_url: str, name: str) -> None:
+        diff = self._diffs.setdefault(group, _Diff())
+        diff.puts.pop((type_url, name), None)
+        diff.drops[type_url, name] = None
+
+    def _publish(self) -> None:
+        diffs, self._diffs = self._diffs, {}
+        for group, diff in diffs.items():
+            self.ads.catalog(group).secret = self.secret_for
+            self.ads.publish(group, diff.puts.values(), diff.drops)
+        for placed in self._unsettled:
+            for group in placed.sequence:
+                if placed.sequence[group] < 0:
+                    placed.sequence[group] = self.ads.catalog(group).sequence
+        self._unsettled.clear()
+
+    def wanted_engines(self) -> dict[str, int]:
+        """How many Service Engines each group needs now: none for a group without a home."""
+        return {
+            group: self.groups[group].min_se_per_vs if group in self.groups else 1
+            for service in self.placement.services.values()
+            for group in {home.group for home in service.homes}
+        }

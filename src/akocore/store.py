@@ -1,0 +1,174 @@
+"""Objects by kind and key, and who refers to whom.
+
+`Store.apply` is the only writer.  Every look-up costs what it returns, never the size of
+the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+from akocore.kube.objects import (
+    AviInfraSetting,
+    Change,
+    EndpointSlice,
+    Ingress,
+    IngressClass,
+    Namespace,
+    Object,
+    Secret,
+    Service,
+)
+from akocore.translate.classes import SETTING_ANNOTATION, setting_of_class
+from akocore.translate.ingress import IngressView, view
+
+__all__ = ["Store"]
+
+NO_CLASS = ""  # what an Ingress without a class refers to
+
+
+class Store:
+    """The state of the source as last seen."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, dict[str, Object]] = {}
+        self._views: dict[str, IngressView] = {}
+        self._slices: dict[str, dict[str, EndpointSlice]] = {}
+        self._referrers: dict[str, set[str]] = {}  # "Kind/key" → keys of Ingresses
+        self._hosts: dict[str, set[str]] = {}  # host → keys of Ingresses
+        self._classes_of: dict[str, set[str]] = {}  # setting → keys of IngressClasses
+        self._namespaces_of: dict[str, set[str]] = {}  # setting → names of Namespaces
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────
+
+    def all(self, kind: str) -> dict[str, Object]:
+        """Every object of a kind, by key."""
+        return self._objects.setdefault(kind, {})
+
+    def ingress(self, key: str) -> Ingress | None:
+        return cast("Ingress | None", self.all("Ingress").get(key))
+
+    def view(self, key: str) -> IngressView:
+        """What the Ingress ``key`` asks for, host by host."""
+        return self._views[key]
+
+    def hosts_of(self, key: str) -> Iterable[str]:
+        """The hosts that the Ingress ``key`` names; () when there is no such Ingress."""
+        seen = self._views.get(key)
+        return () if seen is None else seen.hosts
+
+    def service(self, key: str) -> Service | None:
+        return cast("Service | None", self.all("Service").get(key))
+
+    def secret(self, key: str) -> Secret | None:
+        return cast("Secret | None", self.all("Secret").get(key))
+
+    def ingress_class(self, key: str) -> IngressClass | None:
+        return cast("IngressClass | None", self.all("IngressClass").get(key))
+
+    def setting(self, key: str) -> AviInfraSetting | None:
+        return cast("AviInfraSetting | None", self.all("AviInfraSetting").get(key))
+
+    def namespace(self, key: str) -> Namespace | None:
+        return cast("Namespace | None", self.all("Namespace").get(key))
+
+    def slices(self, service: str) -> Iterable[EndpointSlice]:
+        """The EndpointSlices of a Service."""
+        return self._slices.get(service, {}).values()
+
+    def ingresses_of_host(self, host: str) -> Iterable[str]:
+        return self._hosts.get(host, ())
+
+    def referrers(self, kind: str, key: str) -> Iterable[str]:
+        """Keys of the Ingresses that name this object."""
+        return self._referrers.get(f"{kind}/{key}", ())
+
+    def ingresses_of_setting(self, setting: str) -> Iterator[str]:
+        """Keys of the Ingresses that may be governed by an AviInfraSetting."""
+        for cls in self._classes_of.get(setting, ()):
+            yield from self.ingresses_of_class(cls)
+        for namespace in self._namespaces_of.get(setting, ()):
+            yield from self.referrers("Namespace", namespace)
+
+    def ingresses_of_class(self, cls: str) -> Iterator[str]:
+        """Keys of the Ingresses that name a class, and of those that name none."""
+        yield from self.referrers("IngressClass", cls)
+        yield from self.referrers("IngressClass", NO_CLASS)
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, change: Change) -> Object | None:
+        """Take in one change; the object as it was before, or None."""
+        objects = self.all(change.kind)
+        old = objects.get(change.key)
+        if change.obj is None:
+            objects.pop(change.key, None)
+        else:
+            objects[change.key] = change.obj
+        match change.kind:
+            case "Ingress":
+                self._index_ingress(change.key, cast("Ingress | None", change.obj))
+            case "EndpointSlice":
+                self._index_slice(cast("EndpointSlice | None", old), change)
+            case "IngressClass":
+                self._move(
+                    self._classes_of, change.key, _class_setting(old), _class_setting(change.obj)
+                )
+            case "Namespace":
+                self._move(
+                    self._namespaces_of,
+                    change.key,
+                    _namespace_setting(old),
+                    _namespace_setting(change.obj),
+                )
+        return old
+
+    def _index_ingress(self, key: str, ingress: Ingress | None) -> None:
+        old = self._views.pop(key, None)
+        new = None if ingress is None else view(ingress)
+        before = frozenset[str]() if old is None else old.refers
+        after = frozenset[str]() if new is None else new.refers
+        for ref in before - after:
+            self._discard(self._referrers, ref, key)
+        for ref in after - before:
+            self._referrers.setdefault(ref, set()).add(key)
+        if old is not None:
+            for host in old.hosts:
+                if new is None or host not in new.hosts:
+                    self._discard(self._hosts, host, key)
+        if new is not None:
+            self._views[key] = new
+            for host in new.hosts:
+                self._hosts.setdefault(host, set()).add(key)
+
+    def _index_slice(self, old: EndpointSlice | None, change: Change) -> None:
+        if old is not None and old.service is not None:
+            slices = self._slices[old.service]
+            del slices[change.key]
+            if not slices:
+                del self._slices[old.service]
+        new = cast("EndpointSlice | None", change.obj)
+        if new is not None and new.service is not None:
+            self._slices.setdefault(new.service, {})[change.key] = new
+
+    def _move(self, index: dict[str, set[str]], key: str, old: str | None, new: str | None) -> None:
+        if old is not None:
+            self._discard(index, old, key)
+        if new is not None:
+            index.setdefault(new, set()).add(key)
+
+    @staticmethod
+    def _discard(index: dict[str, set[str]], at: str, key: str) -> None:
+        keys = index[at]
+        keys.discard(key)
+        if not keys:
+            del index[at]
+
+
+def _class_setting(obj: Object | None) -> str | None:
+    return None if obj is None else setting_of_class(cast("IngressClass", obj))
+
+
+def _namespace_setting(obj: Object | None) -> str | None:
+    return None if obj is None else obj.metadata.annotation(SETTING_ANNOTATION)

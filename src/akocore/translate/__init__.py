@@ -1,0 +1,1 @@
+"""Pure functions from objects to the model; every refusal is a value."""

@@ -1,0 +1,217 @@
+"""Which class and which AviInfraSetting govern an Ingress, and what a setting comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from akocore.config import Defaults, ShardSize
+from akocore.kube.objects import (
+    AviInfraSettingSpec,
+    Ingress,
+    IngressClass,
+    NetworkSpec,
+    ServiceEngineGroupSpec,
+)
+from akocore.model import Refusal
+
+if TYPE_CHECKING:
+    from akocore.store import Store
+
+__all__ = ["CONTROLLER", "Governed", "Infra", "Listener", "govern", "infra_of"]
+
+CONTROLLER = "ako.vmware.com/avi-lb"
+DEFAULT_ANNOTATION = "ingressclass.kubernetes.io/is-default-class"
+CLASS_ANNOTATION = "kubernetes.io/ingress.class"
+SETTING_ANNOTATION = "aviinfrasetting.ako.vmware.com/name"
+
+
+class Governed(Struct, frozen=True, gc=False):
+    """``ours``: akocore serves it; ``setting``: by this AviInfraSetting ("" the defaults)."""
+
+    ours: bool
+    ingress_class: str = ""
+    setting: str = ""
+    refusal: Refusal | None = None
+
+
+def setting_of_class(cls: IngressClass) -> str | None:
+    """The AviInfraSetting that a class names."""
+    parameters = cls.spec.parameters
+    if parameters is None or cls.spec.controller != CONTROLLER:
+        return None
+    if parameters.api_group != "ako.vmware.com" or parameters.kind != "AviInfraSetting":
+        return None
+    return parameters.name
+
+
+def is_default(cls: IngressClass) -> bool:
+    return cls.metadata.annotation(DEFAULT_ANNOTATION) == "true"
+
+
+def default_class(store: Store) -> IngressClass | None:
+    """Our default class: the newest of several, as the API server chooses, then by name."""
+    ours = [
+        cls
+        for cls in store.all("IngressClass").values()
+        if isinstance(cls, IngressClass) and cls.spec.controller == CONTROLLER and is_default(cls)
+    ]
+    ours.sort(key=lambda cls: cls.metadata.name)
+    return max(ours, key=lambda cls: cls.metadata.creation_timestamp, default=None)
+
+
+def govern(ingress: Ingress, store: Store, default: IngressClass | None) -> Governed:
+    """Who serves an Ingress.  Cost: constant."""
+    name = ingress.spec.ingress_class_name
+    by_annotation = name is None and ingress.metadata.annotation(CLASS_ANNOTATION)
+    if name is None and not by_annotation:
+        if default is None:
+            return Governed(False)
+        cls: IngressClass | None = default
+    else:
+        cls = store.ingress_class(name or str(by_annotation))
+    if cls is None:
+        if by_annotation:
+            return Governed(False)  # another controller's, by the old custom
+        return Governed(
+            False,
+            name or "",
+            refusal=Refusal(
+                object=f"Ingress/{ingress.metadata.key}",
+                field="spec.ingressClassName",
+                reason="IngressClassNotFound",
+                remedy=f"Create IngressClass {name}, or name one that exists.",
+            ),
+        )
+    if cls.spec.controller != CONTROLLER:
+        return Governed(False, cls.metadata.name)
+    setting = setting_of_class(cls)
+    if setting is None:
+        namespace = store.namespace(ingress.metadata.namespace)
+        setting = namespace.metadata.annotation(SETTING_ANNOTATION) if namespace else None
+    return Governed(True, cls.metadata.name, setting or "")
+
+
+class Listener(Struct, frozen=True, gc=False):
+    """A port of every virtual service of a setting."""
+
+    port: int
+    tls: bool
+    http2: bool
+
+
+class Infra(Struct, frozen=True, gc=False):
+    """What an AviInfraSetting, or the defaults, comes to."""
+
+    setting: str
+    group: str
+    network: str
+    shard_size: ShardSize
+    listeners: tuple[Listener, ...]
+
+
+_LISTENERS = (Listener(80, False, False), Listener(443, True, True))
+
+
+def infra_of(
+    setting: str,
+    spec: AviInfraSettingSpec | None,
+    defaults: Defaults,
+    groups: Mapping[str, ServiceEngineGroupSpec],
+    networks: Mapping[str, NetworkSpec],
+) -> tuple[Infra | None, tuple[Refusal, ...]]:
+    """``spec`` (None: the defaults alone) as an `Infra`; None when it can't be accepted.
+
+    A field that nothing acts on yet is refused, never passed over.
+    """
+    no: list[Refusal] = []
+    owner = f"AviInfraSetting/{setting}" if setting else "Config"
+
+    def refuse(field: str, reason: str, remedy: str) -> None:
+        no.append(Refusal(object=owner, field=field, reason=reason, remedy=remedy))
+
+    def unsupported(field: str, what: str) -> None:
+        refuse(field, "Unsupported", f"Local Service Engines can't {what}. Take the field out.")
+
+    spec = spec or AviInfraSettingSpec()
+    group = spec.se_group.name if spec.se_group else defaults.se_group
+    if group not in groups:
+        refuse(
+            "spec.seGroup.name" if spec.se_group else "defaults.seGroup",
+            "ServiceEngineGroupNotFound",
+            f'serviceenginegroup "{group}" not found: create ServiceEngineGroup {group}.',
+        )
+    elif groups[group].ha_mode != "ActiveActive":
+        refuse(
+            "spec.seGroup.name",
+            "Unsupported",
+            f"ServiceEngineGroup {group} has haMode {groups[group].ha_mode}; local Service"
+            " Engines know ActiveActive.",
+        )
+    network, field = defaults.network, "defaults.network"
+    listeners = {listener.port: listener for listener in _LISTENERS}
+    if (net := spec.network) is not None:
+        named = [(n.network_name, f"spec.network.vipNetworks[{i}].networkName")
+                 for i, n in enumerate(net.vip_networks)]  # fmt: skip
+        named += [(n, f"spec.network.names[{i}]") for i, n in enumerate(net.names)]
+        named += [(net.name, "spec.network.name")] if net.name else []
+        if len({n for n, _ in named}) > 1:
+            refuse("spec.network", "Unsupported", "Name one VIP network.")
+        if named:
+            network, field = named[0]
+        for i, n in enumerate(net.vip_networks):
+            at = f"spec.network.vipNetworks[{i}]"
+            if n.network_uuid:
+                unsupported(f"{at}.networkUUID", "look up networks by UUID; use networkName")
+            if n.cidr or n.v6cidr:
+                unsupported(f"{at}.cidr", "narrow a Network; its vipRanges say it all")
+        if net.node_networks:
+            unsupported("spec.network.nodeNetworks", "be placed on node networks")
+        if net.enable_rhi:
+            unsupported("spec.network.enableRhi", "advertise routes by BGP")
+        if net.enable_public_ip:
+            unsupported("spec.network.enablePublicIP", "get public addresses of a cloud")
+        if net.bgp_peer_labels:
+            if not net.enable_rhi:
+                refuse(
+                    "spec.network.bgpPeerLabels",
+                    "InvalidField",
+                    "BGPPeerLabels cannot be set if EnableRhi is false.",
+                )
+            else:
+                unsupported("spec.network.bgpPeerLabels", "choose BGP peers")
+        if net.listeners and not any(listener.enable_ssl for listener in net.listeners):
+            refuse(
+                "spec.network.listeners",
+                "InvalidField",
+                "One of the port in aviInfraSetting must have SSL enabled",
+            )
+        for listener in net.listeners:
+            tls = bool(listener.enable_ssl)
+            http2 = tls if listener.enable_http2 is None else listener.enable_http2
+            listeners[listener.port] = Listener(listener.port, tls, http2)
+    if spec.nsx_settings is not None:
+        unsupported("spec.nsxSettings.t1lr", "attach to an NSX-T tier-1 router")
+    if network not in networks:
+        refuse(
+            field,
+            "NetworkNotFound",
+            f'network "{network}" not found: create Network {network} with good ranges.',
+        )
+    size = defaults.shard_size
+    if spec.l7_settings is not None:
+        try:
+            size = ShardSize(spec.l7_settings.shard_size)
+        except ValueError:
+            refuse(
+                "spec.l7Settings.shardSize",
+                "InvalidShardSize",
+                f"{spec.l7_settings.shard_size} is unknown."
+                " Write SMALL, MEDIUM, LARGE or DEDICATED.",
+            )
+    if no:
+        return None, tuple(no)
+    ports = tuple(sorted(listeners.values(), key=lambda listener: listener.port))
+    return Infra(setting, group, network, size, ports), ()

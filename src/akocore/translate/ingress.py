@@ -1,0 +1,354 @@
+"""Ingress → what each of its hosts asks for, and a host → its model.
+
+Two steps, since the unit of work is the host: `view` depends on one Ingress alone and is
+kept with it; `host_model` merges the views of all Ingresses that name a host.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from akocore.kube.objects import Ingress, IngressBackend, Service, ServicePort
+from akocore.model import HostModel, Pool, Refusal, Route
+from akocore.translate.names import Names
+
+if TYPE_CHECKING:
+    from akocore.store import Store
+
+__all__ = ["ANY_HOST", "IngressView", "PathView", "backend_port", "host_model", "view"]
+
+ANY_HOST = ""  # the host of a rule without one, and of a default backend
+
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\Z")
+_PATH_TYPES = ("Exact", "Prefix", "ImplementationSpecific")
+
+
+class PathView(Struct, frozen=True, gc=False):
+    """One path of a host as an Ingress asks for it."""
+
+    path: str
+    exact: bool
+    service: str
+    port_name: str
+    port_number: int
+    field: str
+
+
+class IngressView(Struct, frozen=True, gc=False):
+    """What one Ingress asks for: paths and Secret ("namespace/name") by host."""
+
+    hosts: dict[str, tuple[PathView, ...]]
+    default: PathView | None
+    tls: dict[str, tuple[str, str]]  # host → (Secret's key, field)
+    refers: frozenset[str]
+    refusals: tuple[Refusal, ...]
+
+
+def _host_problem(host: str) -> str | None:
+    """Why a rule's host can't be served, with the remedy; None when it can."""
+    if _HOST.match(host) and len(host) <= 253:
+        try:
+            ip_address(host)
+        except ValueError:
+            return None
+        return f"{host} is an address. Write a DNS name, or no host for any."
+    if ":" in host:
+        return f"{host} carries a port. Write {host.split(':')[0]}; ports come from the class."
+    if host.endswith("."):
+        return f"{host} ends with a dot. Write {host.rstrip('.')}."
+    if host != host.lower():
+        return f"{host} has upper-case letters. Write {host.lower()}."
+    return f"{host} is not a DNS name. Write lower-case labels, with *. only at the start."
+
+
+def _backend(backend: IngressBackend, path: str, exact: bool, field: str) -> PathView | str:
+    """The path's view, or why it can't be."""
+    service = backend.service
+    if service is None:
+        if backend.resource is not None:
+            return f"Backend resources ({backend.resource.kind}) are not served. Name a service."
+        return "Name a service."
+    port = service.port
+    if not service.name:
+        return "Name the service."
+    if port.name and port.number:
+        return "Give either port.name or port.number, not both."
+    return PathView(path, exact, service.name, port.name, port.number, field)
+
+
+def view(ingress: Ingress) -> IngressView:
+    """What ``ingress`` asks for, host by host.  Cost: its rules."""
+    meta, spec = ingress.metadata, ingress.spec
+    namespace = meta.namespace
+    no: list[Refusal] = []
+    name = f"Ingress/{namespace}/{meta.name}"
+
+    def refuse(field: str, reason: str, remedy: str, warning: bool = False) -> None:
+        no.append(Refusal(object=name, field=field, reason=reason, remedy=remedy, warning=warning))
+
+    hosts: dict[str, list[PathView]] = {}
+    refers = {
+        f"Namespace/{namespace}",
+        f"IngressClass/{spec.ingress_class_name or meta.annotation('kubernetes.io/ingress.class') or ''}",
+    }
+    for r, rule in enumerate(spec.rules):
+        host = rule.host
+        if host and (problem := _host_problem(host)):
+            refuse(f"spec.rules[{r}].host", "InvalidHost", problem)
+            continue
+        paths = hosts.setdefault(host, [])
+        if rule.http is None:
+            if spec.default_backend is None:
+                refuse(f"spec.rules[{r}].http", "MissingBackend", "Add http.paths with a backend.")
+            continue
+        for p, path in enumerate(rule.http.paths):
+            field = f"spec.rules[{r}].http.paths[{p}]"
+            text = path.path or "/"
+            if path.path_type not in _PATH_TYPES:
+                refuse(
+                    f"{field}.pathType",
+                    "InvalidPathType",
+                    f"{path.path_type} is unknown. Write Exact, Prefix or ImplementationSpecific.",
+                )
+            elif not text.startswith("/"):
+                refuse(
+                    f"{field}.path", "InvalidPath", f"Write /{text}: a path starts with a slash."
+                )
+            elif (
+                not text.isascii()
+                or not text.isprintable()
+                or " " in text
+                or "?" in text
+                or "#" in text
+            ):
+                refuse(f"{field}.path", "InvalidPath", "Write a plain URL path, percent-encoded.")
+            else:
+                exact = path.path_type == "Exact"
+                found = _backend(path.backend, text if exact else text.rstrip("/"), exact, field)
+                if isinstance(found, str):
+                    refuse(f"{field}.backend", "InvalidBackend", found)
+                else:
+                    paths.append(found)
+                    refers.add(f"Service/{namespace}/{found.service}")
+    default: PathView | None = None
+    if spec.default_backend is not None:
+        found = _backend(spec.default_backend, "", False, "spec.defaultBackend")
+        if isinstance(found, str):
+            refuse("spec.defaultBackend", "InvalidBackend", found)
+        else:
+            default = found
+            refers.add(f"Service/{namespace}/{found.service}")
+            hosts.setdefault(ANY_HOST, [])
+    tls = _tls(ingress, hosts, refuse)
+    refers.update(f"Secret/{secret}" for secret, _ in tls.values())
+    if not spec.rules and spec.default_backend is None:
+        refuse("spec.rules", "NoRules", "Add a rule or a defaultBackend.")
+    return IngressView(
+        {host: tuple(paths) for host, paths in hosts.items()},
+        default,
+        tls,
+        frozenset(refers),
+        tuple(no),
+    )
+
+
+def _tls(ingress: Ingress, hosts: Iterable[str], refuse: object) -> dict[str, tuple[str, str]]:
+    """Secret by host.  An entry without hosts speaks for every host of the Ingress."""
+    assert callable(refuse)
+    namespace, out = ingress.metadata.namespace, dict[str, tuple[str, str]]()
+    for t, entry in enumerate(ingress.spec.tls):
+        field = f"spec.tls[{t}]"
+        if not entry.secret_name:
+            refuse(
+                f"{field}.secretName", "MissingSecret", "Name a Secret of type kubernetes.io/tls."
+            )
+            continue
+        secret = f"{namespace}/{entry.secret_name}"
+        if not entry.hosts:
+            for host in hosts:
+                out.setdefault(host, (secret, f"{field}.secretName"))
+        for h, host in enumerate(entry.hosts):
+            mine = [x for x in hosts if x == host or (host[:2] == "*." and _covers(host, x))]
+            for x in mine:
+                out.setdefault(x, (secret, f"{field}.secretName"))
+            if not mine:
+                refuse(
+                    f"{field}.hosts[{h}]",
+                    "TLSHostWithoutRule",
+                    f"No rule has host {host}: add one, or take it out of tls.",
+                    True,
+                )
+    return out
+
+
+def _covers(wildcard: str, host: str) -> bool:
+    """Whether ``*.a.b`` stands for ``host``: exactly one label more."""
+    return host.partition(".")[2] == wildcard[2:]
+
+
+def backend_port(service: Service, view: PathView) -> tuple[ServicePort | None, bool]:
+    """The Service port that a path means, and whether only its targetPort matched."""
+    ports = service.spec.ports
+    if view.port_name:
+        for port in ports:
+            if port.name == view.port_name:
+                return port, False
+        for port in ports:
+            if port.target_port == view.port_name:
+                return port, True
+        return None, False
+    if not view.port_number:
+        return (ports[0], False) if len(ports) == 1 else (None, False)
+    for port in ports:
+        if port.port == view.port_number:
+            return port, False
+    for port in ports:
+        if port.target_port == view.port_number:
+            return port, True
+    return None, False
+
+
+def host_model(
+    host: str,
+    setting: str,
+    dedicated: bool,
+    ingresses: Iterable[Ingress],
+    store: Store,
+    names: Names,
+) -> tuple[HostModel, dict[str, list[Refusal]]]:
+    """The model of one host from its Ingresses in order of precedence (oldest first).
+
+    Refusals by Ingress key.  Cost: the paths of this host.
+    """
+    no: dict[str, list[Refusal]] = {}
+    routes: dict[tuple[str, bool], tuple[Route, str]] = {}
+    defaults: list[tuple[Ingress, PathView]] = []
+    certificate, owner = "", ""
+    ordered = tuple(ingresses)
+    for ingress in ordered:
+        key = ingress.metadata.key
+        tls = store.view(key).tls.get(host)
+        if tls is None:
+            continue
+        if not certificate:
+            certificate, owner = tls[0], key
+        elif tls[0] != certificate:
+            no.setdefault(key, []).append(
+                Refusal(
+                    object=f"Ingress/{key}",
+                    field=tls[1],
+                    reason="CertificateConflict",
+                    remedy=f"Ingress {owner}, which is older, serves {host} with Secret"
+                    f" {certificate}. Use that one.",
+                )
+            )
+
+    def add(ingress: Ingress, path: PathView) -> None:
+        key = ingress.metadata.key
+        at = (path.path, path.exact)
+        if at in routes:
+            other = routes[at][1]
+            no.setdefault(key, []).append(
+                Refusal(
+                    object=f"Ingress/{key}",
+                    field=f"{path.field}.path",
+                    reason="DuplicateHostPath",
+                    remedy=f"{host or 'any host'}{path.path or '/'} is already served by"
+                    f" Ingress {other}, which came first. Choose another path.",
+                )
+            )
+            return
+        backend = _resolve(ingress, path, store, no)
+        meta = ingress.metadata
+        form = names.child_pool if certificate or dedicated else None
+        shown = path.path or "/"
+        pool = (
+            names.insecure_pool(setting, host, shown, meta.namespace, meta.name)
+            if form is None
+            else form(
+                setting, host, shown, meta.namespace, meta.name,
+                service=path.service, dedicated=dedicated,
+            )
+        )  # fmt: skip
+        routes[at] = (Route(path.path, path.exact, Pool(pool, backend)), key)
+
+    for ingress in ordered:
+        seen = store.view(ingress.metadata.key)
+        for path in seen.hosts.get(host, ()):
+            add(ingress, path)
+        if seen.default is not None:
+            defaults.append((ingress, seen.default))
+    for ingress, path in defaults:
+        if ("", False) not in routes or host == ANY_HOST:
+            add(ingress, path)
+    order = sorted(routes, key=lambda at: (not at[1], -len(at[0]), at[0]))
+    model = HostModel(
+        host, setting, tuple(routes[at][0] for at in order), certificate, bool(certificate)
+    )
+    return model, no
+
+
+def _resolve(
+    ingress: Ingress, path: PathView, store: Store, no: dict[str, list[Refusal]]
+) -> str | None:
+    """The Service port behind a path as "namespace/service/port"; None: a served 503."""
+    key = ingress.metadata.key
+    namespace = ingress.metadata.namespace
+    field = path.field if path.field == "spec.defaultBackend" else f"{path.field}.backend"
+
+    def refuse(part: str, reason: str, remedy: str, warning: bool = False) -> None:
+        no.setdefault(key, []).append(
+            Refusal(
+                object=f"Ingress/{key}",
+                field=f"{field}.service.{part}",
+                reason=reason,
+                remedy=remedy,
+                warning=warning,
+            )
+        )
+
+    service = store.service(f"{namespace}/{path.service}")
+    wanted = path.port_name or path.port_number or ""
+    if service is None:
+        refuse(
+            "name",
+            "ServiceNotFound",
+            f"Create Service {namespace}/{path.service} with port {wanted}; until then: 503.",
+        )
+        return None
+    if service.spec.type == "ExternalName":
+        refuse(
+            "name",
+            "ExternalNameService",
+            f"Service {namespace}/{path.service} is of type ExternalName, which has no endpoints"
+            " here. Use a Service with EndpointSlices.",
+        )
+        return None
+    port, by_target = backend_port(service, path)
+    if port is None or port.protocol != "TCP":
+        has = ", ".join(
+            f"{p.port} ({p.name})" if p.name else str(p.port)
+            for p in service.spec.ports
+            if p.protocol == "TCP"
+        )
+        refuse(
+            "port",
+            "PortNotFound",
+            f"Service {namespace}/{path.service} has no TCP port {wanted}; it has {has or 'none'}.",
+        )
+        return None
+    if by_target:
+        refuse(
+            "port",
+            "PortMatchedByTargetPort",
+            f"{wanted} is the targetPort of Service {namespace}/{path.service}:"
+            f" write its port, {port.port}.",
+            True,
+        )
+    return f"{namespace}/{path.service}/{port.port}"

@@ -1,0 +1,19 @@
+"""What every room's tests may use."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def require_real() -> Callable[[bool, str], None]:
+    """``require_real(have_it, what)`` skips without it; fails under AKOCORE_REQUIRE_REAL=1."""
+
+    def check(have_it: bool, what: str) -> None:
+        if not have_it:
+            if os.environ.get("AKOCORE_REQUIRE_REAL") == "1":
+                pytest.fail(f"AKOCORE_REQUIRE_REAL=1, but this machine has no {what}")
+            pytest.skip(f"needs {what}")
+
+    return check

@@ -1,0 +1,1 @@
+"""The plain twins of the kernels: the shortest correct Python, never fast."""
