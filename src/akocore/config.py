@@ -41,7 +41,7 @@ class _Section(
     pass
 
 
-class Defaults(_Section):
+class Defaults(_Section, frozen=True):
     """What governs an Ingress that no AviInfraSetting speaks for."""
 
     se_group: Annotated[str, Meta(description="ServiceEngineGroup")] = "Default-Group"
@@ -51,7 +51,7 @@ class Defaults(_Section):
     )
 
 
-class IngressClassConfig(_Section):
+class IngressClassConfig(_Section, frozen=True):
     """The IngressClass ``avi-lb``."""
 
     create: Annotated[bool, Meta(description="make it when the source has none")] = True
@@ -63,7 +63,7 @@ _LOOPBACK = NetworkSpec(
 )
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """Everything that can be set, with the embedded defaults."""
 
     cluster_name: Annotated[

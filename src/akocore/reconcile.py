@@ -43,11 +43,10 @@ from akocore.kube.objects import (
     Network,
     NetworkSpec,
     ObjectMeta,
-    Secret,
     ServiceEngineGroup,
     ServiceEngineGroupSpec,
 )
-from akocore.model import Refusal
+from akocore.model import HostModel, Refusal
 from akocore.place.ipam import check_network, check_overlaps
 from akocore.place.state import State
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
@@ -128,6 +127,7 @@ class Reconciler:
         self._default_class: IngressClass | None = None
         self._diffs: dict[str, _Diff] = {}
         self._made_class = False
+        self._unsettled: list[Placed] = []
 
     # ── events ──────────────────────────────────────────────────────────────────────────────
 
@@ -170,6 +170,8 @@ class Reconciler:
                     settings.add(key)
                 case "ServiceEngineGroup" | "Network":
                     infra = True
+                case _:
+                    pass  # a Namespace: its Ingresses are looked at below
         if classes:
             self._default_class = default_class(self.store)
         if infra or not self.infras:
@@ -241,11 +243,7 @@ class Reconciler:
         for vs, home in move.homes:
             service = self.placement.services.get(vs)
             if service is not None and home in service.homes[:-1]:
-                service.homes.remove(home)
-                service.homes.insert(len(service.homes) - 1, home)
-                if service.homes[0] == home:  # show the wanted one from now on
-                    service.homes.insert(0, service.homes.pop())
-                    service.homes.append(service.homes.pop(0))
+                service.settled = service.homes[-1].address
 
     # ── infrastructure: groups, networks, settings ──────────────────────────────────────────
 
@@ -421,10 +419,7 @@ class Reconciler:
                 self._realise(host, self.hosts[host])
             move.homes += [(service.name, old) for old in before if old != home]
 
-    def _place(self, host: str, model: object, service: VirtualService, move: Move) -> None:
-        from akocore.model import HostModel
-
-        assert isinstance(model, HostModel)
+    def _place(self, host: str, model: HostModel, service: VirtualService, move: Move) -> None:
         placed = self.hosts.get(host)
         if placed is None:
             placed = self.hosts[host] = Placed(model, service.name)
@@ -520,10 +515,6 @@ class Reconciler:
             self._diffs.setdefault(group, _Diff())
         self._unsettled.append(placed)
 
-    @property
-    def _unsettled(self) -> list[Placed]:
-        return self.__dict__.setdefault("_unsettled_list", [])
-
     def _use(self, before: frozenset[tuple[str, str]], after: frozenset[tuple[str, str]]) -> None:
         """Count who needs which cluster in which group; a cluster is there while one does."""
         for at in after - before:
@@ -603,8 +594,10 @@ class Reconciler:
             self._put(home.group, one)
 
     def _drop_listeners(self, service: VirtualService, home: Home) -> None:
-        if any(h is not home and h.group == home.group and h.address == home.address
-               for h in service.homes):  # fmt: skip
+        if any(
+            h is not home and h.group == home.group and h.address == home.address
+            for h in service.homes
+        ):
             return
         for port in service.infra.listeners:
             self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
@@ -616,7 +609,7 @@ class Reconciler:
         if obj is None or not any(True for _ in self.store.referrers("Secret", key)):
             self.certificates.pop(key, None)
         else:
-            self.certificates[key] = certificate(cast(Secret, obj), self._now())
+            self.certificates[key] = certificate(obj, self._now())
 
     def certificate_of(self, key: str) -> Certificate | CertificateProblem | None:
         """The certificate in a Secret; None when there is no such Secret."""
@@ -659,7 +652,7 @@ class Reconciler:
                         if not host
                         or n.lower() == host
                         or (host[:1] == "*" and n.lower().endswith(host[1:]))
-                    ]  # fmt: skip
+                    ]
                 )
                 for name in names:
                     one = self.secret_for(name)

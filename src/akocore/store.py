@@ -122,6 +122,8 @@ class Store:
                     _namespace_setting(old),
                     _namespace_setting(change.obj),
                 )
+            case _:
+                pass  # nothing refers by these kinds
         return old
 
     def _index_ingress(self, key: str, ingress: Ingress | None) -> None:

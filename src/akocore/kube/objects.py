@@ -37,7 +37,7 @@ class _Part(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
     """A part of an object: camelCase on the wire, frozen here."""
 
 
-class ObjectMeta(_Part):
+class ObjectMeta(_Part, frozen=True):
     """``metadata``: what identifies, orders and annotates an object."""
 
     name: str
@@ -77,7 +77,7 @@ class Object(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, 
 # ── networking.k8s.io/v1 ────────────────────────────────────────────────────────────────────
 
 
-class IngressClassParameters(_Part):
+class IngressClassParameters(_Part, frozen=True):
     kind: str
     name: str
     api_group: str | None = None
@@ -85,7 +85,7 @@ class IngressClassParameters(_Part):
     namespace: str | None = None
 
 
-class IngressClassSpec(_Part):
+class IngressClassSpec(_Part, frozen=True):
     controller: str = ""
     parameters: IngressClassParameters | None = None
 
@@ -97,48 +97,48 @@ class IngressClass(Object, frozen=True, gc=False, kw_only=True):
     spec: IngressClassSpec = IngressClassSpec()
 
 
-class ServiceBackendPort(_Part):
+class ServiceBackendPort(_Part, frozen=True):
     name: str = ""
     number: int = 0
 
 
-class IngressServiceBackend(_Part):
+class IngressServiceBackend(_Part, frozen=True):
     name: str
     port: ServiceBackendPort = ServiceBackendPort()
 
 
-class TypedLocalObjectReference(_Part):
+class TypedLocalObjectReference(_Part, frozen=True):
     kind: str
     name: str
     api_group: str | None = None
 
 
-class IngressBackend(_Part):
+class IngressBackend(_Part, frozen=True):
     service: IngressServiceBackend | None = None
     resource: TypedLocalObjectReference | None = None
 
 
-class HTTPIngressPath(_Part):
+class HTTPIngressPath(_Part, frozen=True):
     backend: IngressBackend
     path: str = ""
     path_type: str = "ImplementationSpecific"
 
 
-class HTTPIngressRuleValue(_Part):
+class HTTPIngressRuleValue(_Part, frozen=True):
     paths: tuple[HTTPIngressPath, ...] = ()
 
 
-class IngressRule(_Part):
+class IngressRule(_Part, frozen=True):
     host: str = ""
     http: HTTPIngressRuleValue | None = None
 
 
-class IngressTLS(_Part):
+class IngressTLS(_Part, frozen=True):
     hosts: tuple[str, ...] = ()
     secret_name: str = ""
 
 
-class IngressSpec(_Part):
+class IngressSpec(_Part, frozen=True):
     ingress_class_name: str | None = None
     default_backend: IngressBackend | None = None
     tls: tuple[IngressTLS, ...] = ()
@@ -154,7 +154,7 @@ class Ingress(Object, frozen=True, gc=False, kw_only=True):
 # ── core/v1 and discovery.k8s.io/v1 ─────────────────────────────────────────────────────────
 
 
-class ServicePort(_Part):
+class ServicePort(_Part, frozen=True):
     port: Port
     name: str = ""
     protocol: str = "TCP"
@@ -163,7 +163,7 @@ class ServicePort(_Part):
     app_protocol: str | None = None
 
 
-class ServiceSpec(_Part):
+class ServiceSpec(_Part, frozen=True):
     type: str = "ClusterIP"
     ports: tuple[ServicePort, ...] = ()
     selector: dict[str, str] | None = None
@@ -176,18 +176,18 @@ class Service(Object, frozen=True, gc=False, kw_only=True):
     spec: ServiceSpec = ServiceSpec()
 
 
-class EndpointConditions(_Part):
+class EndpointConditions(_Part, frozen=True):
     ready: bool | None = None
     serving: bool | None = None
     terminating: bool | None = None
 
 
-class Endpoint(_Part):
+class Endpoint(_Part, frozen=True):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
 
 
-class EndpointPort(_Part):
+class EndpointPort(_Part, frozen=True):
     port: int | None = None
     name: str | None = None
     protocol: str | None = None
@@ -225,30 +225,30 @@ class Namespace(Object, frozen=True, gc=False, kw_only=True):
 # ── ako.vmware.com ──────────────────────────────────────────────────────────────────────────
 
 
-class SeGroupRef(_Part):
+class SeGroupRef(_Part, frozen=True):
     name: str
 
 
-class VipNetwork(_Part):
+class VipNetwork(_Part, frozen=True):
     network_name: str = ""
     network_uuid: str = msgspec.field(default="", name="networkUUID")
     cidr: str = ""
     v6cidr: str = ""
 
 
-class NodeNetwork(_Part):
+class NodeNetwork(_Part, frozen=True):
     network_name: str = ""
     network_uuid: str = msgspec.field(default="", name="networkUUID")
     cidrs: tuple[str, ...] = ()
 
 
-class InfraListener(_Part):
+class InfraListener(_Part, frozen=True):
     port: Port
     enable_ssl: bool | None = msgspec.field(default=None, name="enableSSL")
     enable_http2: bool | None = msgspec.field(default=None, name="enableHTTP2")
 
 
-class InfraNetwork(_Part):
+class InfraNetwork(_Part, frozen=True):
     """``names`` is the spelling before AKO 1.5.1; ``vipNetworks`` is today's."""
 
     vip_networks: tuple[VipNetwork, ...] = ()
@@ -261,15 +261,15 @@ class InfraNetwork(_Part):
     listeners: tuple[InfraListener, ...] = ()
 
 
-class L7Settings(_Part):
+class L7Settings(_Part, frozen=True):
     shard_size: str
 
 
-class NsxSettings(_Part):
+class NsxSettings(_Part, frozen=True):
     t1lr: str
 
 
-class AviInfraSettingSpec(_Part):
+class AviInfraSettingSpec(_Part, frozen=True):
     se_group: SeGroupRef | None = None
     network: InfraNetwork | None = None
     l7_settings: L7Settings | None = None
@@ -287,7 +287,7 @@ class AviInfraSetting(Object, frozen=True, gc=False, kw_only=True):
 # ── akocore.io/v1alpha1 ─────────────────────────────────────────────────────────────────────
 
 
-class ServiceEngineGroupSpec(_Part):
+class ServiceEngineGroupSpec(_Part, frozen=True):
     """``minSePerVs``: how many Service Engines serve each virtual service at once."""
 
     ha_mode: str = "ActiveActive"
@@ -305,14 +305,14 @@ class ServiceEngineGroup(Object, frozen=True, gc=False, kw_only=True):
     spec: ServiceEngineGroupSpec = ServiceEngineGroupSpec()
 
 
-class AddressRange(_Part):
+class AddressRange(_Part, frozen=True):
     """Both ends belong to the range."""
 
     begin: str
     end: str
 
 
-class BgpPeer(_Part):
+class BgpPeer(_Part, frozen=True):
     address: str
     remote_as: int
     ebgp_multihop: int = 0
@@ -322,12 +322,12 @@ class BgpPeer(_Part):
     label: str = ""
 
 
-class BgpProfile(_Part):
+class BgpProfile(_Part, frozen=True):
     local_as: int
     peers: tuple[BgpPeer, ...] = ()
 
 
-class NetworkSpec(_Part):
+class NetworkSpec(_Part, frozen=True):
     """``vipRanges``: what IPAM hands out; all of it must lie in ``subnet``."""
 
     subnet: str

@@ -38,12 +38,14 @@ class VirtualService(Struct):
     shard: int
     homes: list[Home] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
+    settled: str = ""  # the wanted address, once every engine has it
     exhausted: str = ""  # the Network that has no address left for it
 
     @property
     def shown(self) -> Home | None:
         """The home that status names: the oldest one that still serves."""
-        return self.homes[0] if self.homes else None
+        wanted = self.homes[-1] if self.homes else None
+        return wanted if wanted is None or wanted.address == self.settled else self.homes[0]
 
 
 class Placed(Struct):

@@ -153,8 +153,10 @@ def infra_of(
     network, field = defaults.network, "defaults.network"
     listeners = {listener.port: listener for listener in _LISTENERS}
     if (net := spec.network) is not None:
-        named = [(n.network_name, f"spec.network.vipNetworks[{i}].networkName")
-                 for i, n in enumerate(net.vip_networks)]  # fmt: skip
+        named = [
+            (n.network_name, f"spec.network.vipNetworks[{i}].networkName")
+            for i, n in enumerate(net.vip_networks)
+        ]
         named += [(n, f"spec.network.names[{i}]") for i, n in enumerate(net.names)]
         named += [(net.name, "spec.network.name")] if net.name else []
         if len({n for n, _ in named}) > 1:

@@ -93,9 +93,10 @@ def view(ingress: Ingress) -> IngressView:
         no.append(Refusal(object=name, field=field, reason=reason, remedy=remedy, warning=warning))
 
     hosts: dict[str, list[PathView]] = {}
+    named = spec.ingress_class_name or meta.annotation("kubernetes.io/ingress.class")
     refers = {
         f"Namespace/{namespace}",
-        f"IngressClass/{spec.ingress_class_name or meta.annotation('kubernetes.io/ingress.class') or ''}",
+        f"IngressClass/{named or ''}",
     }
     for r, rule in enumerate(spec.rules):
         host = rule.host
@@ -272,10 +273,15 @@ def host_model(
             names.insecure_pool(setting, host, shown, meta.namespace, meta.name)
             if form is None
             else form(
-                setting, host, shown, meta.namespace, meta.name,
-                service=path.service, dedicated=dedicated,
+                setting,
+                host,
+                shown,
+                meta.namespace,
+                meta.name,
+                service=path.service,
+                dedicated=dedicated,
             )
-        )  # fmt: skip
+        )
         routes[at] = (Route(path.path, path.exact, Pool(pool, backend)), key)
 
     for ingress in ordered:

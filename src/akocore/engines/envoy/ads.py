@@ -128,7 +128,7 @@ class AdsServer:
         self.socket.unlink(missing_ok=True)
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.aio.server(options=unlimited)
-        method = grpc.stream_stream_rpc_method_handler(
+        method: Any = grpc.stream_stream_rpc_method_handler(
             self._stream,
             request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
             response_serializer=None,
@@ -186,8 +186,9 @@ class AdsServer:
                     engine.rejected.pop((type_url, name), None)
                 if type_url == LDS:
                     for one in removed[LDS]:
-                        if not any(x.collection == one.collection
-                                   for x in catalog.resources[LDS].values()):  # fmt: skip
+                        if not any(
+                            x.collection == one.collection for x in catalog.resources[LDS].values()
+                        ):
                             engine.awaited.pop(one.collection, None)
         return catalog.sequence
 
@@ -305,8 +306,11 @@ class AdsServer:
         sequence = engine.reached
         if type_url == SDS:
             found = {name: catalog.secret(name) for name in asked}
-            puts = [one for one in found.values()
-                    if one is not None and has.get(one.name) != one.fingerprint.hex()]  # fmt: skip
+            puts = [
+                one
+                for one in found.values()
+                if one is not None and has.get(one.name) != one.fingerprint.hex()
+            ]
             gone = [name for name, one in found.items() if one is None]
             self._send(engine, SDS, puts, gone, sequence)
             return
