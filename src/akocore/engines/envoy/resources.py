@@ -299,7 +299,7 @@ def _on_demand_messages() -> tuple[type[Message], type[Message]]:
                 number=number,
                 label=field.LABEL_OPTIONAL,
                 type=field.TYPE_MESSAGE if type_name else field.TYPE_STRING,
-                type_name=type_name,
+                type_name=type_name or None,
             )
         pool.Add(file)
         found = pool.FindMessageTypeByName(f"{package}.{message}")
