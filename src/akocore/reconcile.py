@@ -28,6 +28,7 @@ from akocore.engines.envoy.resources import (
     Encoded,
     cluster,
     cluster_name,
+    floor_scope,
     listener,
     redirect_scope,
     scope,
@@ -592,15 +593,16 @@ class Reconciler:
                 port_offset=self.port_offset,
             )
             self._put(home.group, one)
+            self._put(home.group, floor_scope(service.name, port.port))
 
     def _drop_listeners(self, service: VirtualService, home: Home) -> None:
-        if any(
-            h is not home and h.group == home.group and h.address == home.address
-            for h in service.homes
-        ):
-            return
+        others = [h for h in service.homes if h is not home and h.group == home.group]
         for port in service.infra.listeners:
-            self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
+            if not any(h.address == home.address for h in others):
+                self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
+            if not others:
+                floor = floor_scope(service.name, port.port)
+                self._drop(home.group, SRDS, floor.name)
 
     # ── certificates ────────────────────────────────────────────────────────────────────────
 

@@ -49,6 +49,7 @@ __all__ = [
     "cluster",
     "cluster_name",
     "collection",
+    "floor_scope",
     "listener",
     "redirect_scope",
     "scope",
@@ -210,6 +211,18 @@ def redirect_scope(vs: str, port: int, host: str, to_port: int) -> Encoded:
     route.redirect.response_code = route_components_pb2.RedirectAction.FOUND
     if to_port != 443:
         route.redirect.port_redirect = to_port
+    return _encoded(SRDS, out.name, out, collection(vs, port))
+
+
+def floor_scope(vs: str, port: int) -> Encoded:
+    """A scope that no request has, so that no collection is ever empty.
+
+    Envoy holds a listener back for 15 s while a collection that it asked for stays empty.
+    """
+    out, virtual_host = _scope(vs, port, "akocore.invalid")
+    route = virtual_host.routes.add()
+    route.match.prefix = "/"
+    route.direct_response.status = 404
     return _encoded(SRDS, out.name, out, collection(vs, port))
 
 
