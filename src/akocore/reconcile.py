@@ -127,7 +127,6 @@ class Reconciler:
         self._backends: dict[str, dict[str, set[str]]] = {}  # Service → backend → groups
         self._default_class: IngressClass | None = None
         self._diffs: dict[str, _Diff] = {}
-        self._made_class = False
         self._unsettled: list[Placed] = []
 
     # ── events ──────────────────────────────────────────────────────────────────────────────
@@ -200,13 +199,11 @@ class Reconciler:
         for change in changes:
             if change.kind == "IngressClass" and change.key == "avi-lb":
                 seen = True
-                self._made_class = change.obj is None
                 if change.obj is None and wanted.create:
                     yield Change("IngressClass", "avi-lb", self._own_class())
                     continue
             yield change
         if wanted.create and not seen and self.store.ingress_class("avi-lb") is None:
-            self._made_class = True
             yield Change("IngressClass", "avi-lb", self._own_class())
 
     def _own_class(self) -> IngressClass:
