@@ -36,6 +36,7 @@ _INLINE_BYTES: Final = 32_768
 _PAUSE_FILES: Final = 128  # in a big batch others have their turn so often
 _GONE_S: Final = 0.05  # after a removal: an editor or a move may bring it back
 _GATHER_S: Final = (0.01, 0.25)  # in a burst: the first and the longest time to gather
+_BURST: Final = 8  # files at once; somebody who edits one after another never waits
 _ROOT_S: Final = 0.2  # how often a root that is away is looked for
 
 
@@ -370,6 +371,7 @@ class _Gathering:
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._paths: set[str] = set()
+        self._count = 0  # files in the last set
         self._gone = False
         self._anew = False
         self._at = self._last = self._window = 0.0
@@ -385,7 +387,8 @@ class _Gathering:
         """(paths, when the first was seen); None: stopped, or to begin again from the whole."""
         await self._woken.wait()
         shortest, longest = _GATHER_S
-        if time.monotonic() - self._last < max(shortest, self._window):
+        quick = time.monotonic() - self._last < max(shortest, self._window)
+        if quick and self._count >= _BURST:
             self._window = min(max(2 * self._window, shortest), longest)
         else:
             self._window = 0.0
@@ -396,7 +399,7 @@ class _Gathering:
             return None, self._at
         self._woken.clear()
         paths, self._paths, self._gone = self._paths, set(), False
-        self._last = time.monotonic()
+        self._last, self._count = time.monotonic(), len(paths)
         return paths, self._at
 
     def _collect(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -93,6 +94,7 @@ class Reconciler:
     """The state of the world, and how it follows changes.
 
     ``on_move(move)``: serve on at the old places until `finish_move` is called.
+    ``on_close(then)``: call ``then`` when the engines have drained what was just closed.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Reconciler:
         *,
         now: Callable[[], datetime],
         on_move: Callable[[Move], None] = lambda _move: None,
+        on_close: Callable[[Callable[[], None]], None] = lambda then: then(),
         port_offset: int = 0,
     ) -> None:
         self.config = config
@@ -122,6 +125,7 @@ class Reconciler:
         self.certificates: dict[str, Certificate | CertificateProblem] = {}
         self._now = now
         self._on_move = on_move
+        self._on_close = on_close
         self._moves = 0
         self._users: dict[tuple[str, str], int] = {}  # (group, backend) → hosts
         self._backends: dict[str, dict[str, set[str]]] = {}  # Service → backend → groups
@@ -214,21 +218,70 @@ class Reconciler:
         )
 
     def finish_move(self, move: Move) -> None:
-        """The grace period of a move is over: give up the old places."""
+        """The grace period of a move is over: stop listening at the old places.
+
+        Virtual services and addresses that nobody else needs are closed: `retire` gives them up
+        when no client can still be connected to them.
+        """
+        leaving: dict[str, list[str]] = {}
         for host, vs in move.hosts:
             placed = self.hosts.get(host)
             if placed is not None and placed.old.get(vs) == move.number:
+                leaving.setdefault(vs, []).append(host)
+        for vs, hosts in leaving.items():
+            service = self.placement.services[vs]
+            if all(self.hosts[host].vs != vs for host in service.hosts):
+                self._close(service)
+                continue
+            for host in hosts:
+                placed = self.hosts[host]
                 del placed.old[vs]
                 placed.left.discard(vs)
+                service.hosts.discard(host)
                 self._realise(host, placed)
-                self._leave(vs, host)
         for vs, home in move.homes:
-            service = self.placement.services.get(vs)
-            if service is not None and home in service.homes[:-1]:
+            moved = self.placement.services.get(vs)
+            if moved is not None and self._left(moved, home, move):
+                self._drop_listeners(moved, home)
+                self._on_close(partial(self._give_up_home, vs, home, move))
+        self._publish()
+
+    @staticmethod
+    def _left(service: VirtualService, home: Home, move: Move) -> bool:
+        return home in service.homes[:-1] and service.left.get(home.address) == move.number
+
+    def _give_up_home(self, vs: str, home: Home, move: Move) -> None:
+        service = self.placement.services.get(vs)
+        if service is not None and self._left(service, home, move):
+            del service.left[home.address]
+            if all(h is home or h.group != home.group for h in service.homes):
+                self._drop_floors(service, home)
+            self.placement.leave(service, home)
+            for host in service.hosts:
+                self._realise(host, self.hosts[host])
+            self._retry_waiting()
+            self._publish()
+
+    def _close(self, service: VirtualService) -> None:
+        """Stop listening.  The addresses are not another's before the last connection is over."""
+        if not service.closed:
+            service.closed = True
+            for home in service.homes:
                 self._drop_listeners(service, home)
-                self.placement.leave(service, home)
-                for host in service.hosts:
-                    self._realise(host, self.hosts[host])
+            self._on_close(partial(self._retire, service))
+
+    def _retire(self, service: VirtualService) -> None:
+        """Give up a closed virtual service, unless somebody needed it again meanwhile."""
+        if not service.closed or self.placement.services.get(service.name) is not service:
+            return
+        for host in service.hosts:
+            placed = self.hosts[host]
+            del placed.old[service.name]
+            placed.left.discard(service.name)
+            self._realise(host, placed)
+        for home in service.homes:
+            self._drop_floors(service, home)
+        self.placement.retire(service)
         self._retry_waiting()
         self._publish()
 
@@ -411,11 +464,19 @@ class Reconciler:
                 self._put_listeners(service, old)
             for host in service.hosts:
                 self._realise(host, self.hosts[host])
+        if service.closed:
+            service.closed = False
+            for old in service.homes:
+                self._put_listeners(service, old)
         if home is not None:
+            service.left.pop(home.address, None)
             self._put_listeners(service, home)
             for host in service.hosts:
                 self._realise(host, self.hosts[host])
-            move.homes += [(service.name, old) for old in before if old != home]
+            for old in before:
+                if old != home:
+                    service.left[old.address] = move.number
+                    move.homes.append((service.name, old))
 
     def _place(self, host: str, model: HostModel, service: VirtualService, move: Move) -> None:
         placed = self.hosts.get(host)
@@ -456,11 +517,8 @@ class Reconciler:
     def _leave(self, vs: str, host: str) -> None:
         service = self.placement.services[vs]
         service.hosts.discard(host)
-        if not service.hosts:
-            for home in service.homes:
-                self._drop_listeners(service, home)
-            self.placement.retire(service)
-            self._retry_waiting()
+        if all(self.hosts[other].vs != vs for other in service.hosts):
+            self._close(service)
 
     def _retry_waiting(self, move: Move | None = None) -> None:
         """An address may be free again: try the virtual services that wait for one."""
@@ -477,6 +535,7 @@ class Reconciler:
         model = placed.model
         scopes: dict[tuple[str, str], Encoded] = {}
         groups: set[str] = set()
+        places: set[tuple[str, str]] = set()
         for vs in (placed.vs, *placed.old):
             service = self.placement.services[vs]
             infra = service.infra
@@ -492,6 +551,7 @@ class Reconciler:
                 )
             for home in service.homes:
                 groups.add(home.group)
+                places.add((home.group, vs))
                 for one in one_by_port:
                     scopes[home.group, one.name] = one
         backends = frozenset(
@@ -508,10 +568,10 @@ class Reconciler:
         for group, name in placed.scopes - names:
             self._drop(group, SRDS, name)
         placed.scopes = names
-        for group in groups:
-            placed.sequence[group] = -1  # set by `_publish`
-            self._diffs.setdefault(group, _Diff())
-        self._unsettled.append(placed)
+        if places != placed.sequence.keys():
+            # -1: set by `_publish`; a place that it had before it is served at all the while.
+            placed.sequence = {at: placed.sequence.get(at, -1) for at in places}
+            self._unsettled.append(placed)
 
     def _use(self, before: frozenset[tuple[str, str]], after: frozenset[tuple[str, str]]) -> None:
         """Count who needs which cluster in which group; a cluster is there while one does."""
@@ -597,9 +657,10 @@ class Reconciler:
         for port in service.infra.listeners:
             if not any(h.address == home.address for h in others):
                 self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
-            if not others:
-                floor = floor_scope(service.name, port.port)
-                self._drop(home.group, SRDS, floor.name)
+
+    def _drop_floors(self, service: VirtualService, home: Home) -> None:
+        for port in service.infra.listeners:
+            self._drop(home.group, SRDS, floor_scope(service.name, port.port).name)
 
     # ── certificates ────────────────────────────────────────────────────────────────────────
 
@@ -633,6 +694,47 @@ class Reconciler:
                     placed = self.hosts.get(host)
                     if placed is not None and placed.model.certificate == key:
                         self._push_secret(host)
+
+    def expire(self) -> set[str]:
+        """Stop serving certificates that have expired; keys of the Ingresses that had them."""
+        now = self._now().timestamp()
+        gone = [
+            key
+            for key, found in self.certificates.items()
+            if isinstance(found, Certificate) and found.not_after <= now
+        ]
+        for key in gone:
+            self._certificate(key)
+        if gone:
+            self._secrets(gone)
+            self._publish()
+        return {ingress for key in gone for ingress in self.store.referrers("Secret", key)}
+
+    def forget_absent(self) -> None:
+        """After the first list: give back what is remembered for objects that are gone.
+
+        Nothing is given back while a setting or a Network is refused: its hosts may return.
+        """
+        refused = [*self.setting_refusals.values(), *self.network_refusals.values()]
+        if all(refusal.warning for refusals in refused for refusal in refusals):
+            self.placement.forget_absent(self.hosts)
+
+    def rejected_ingresses(self) -> set[str]:
+        """Keys of the Ingresses of which an engine refuses something.  Cost: all hosts."""
+        rejected = {at for e in self.ads.engines.values() for at in e.rejected}
+        if not rejected:
+            return set()
+        out: set[str] = set()
+        for host, placed in self.hosts.items():
+            names = {(SRDS, name) for _, name in placed.scopes}
+            names |= {(CDS, cluster_name(backend)) for _, backend in placed.backends}
+            service = self.placement.services[placed.vs]
+            for home in service.homes:
+                for port in service.infra.listeners:
+                    names.add((LDS, f"{service.name}/{home.address}:{port.port}"))
+            if names & rejected:
+                out.update(self.store.ingresses_of_host(host))
+        return out
 
     def _push_secret(self, host: str) -> None:
         """Send a host's certificate again to the engines that have asked for it."""
@@ -681,9 +783,9 @@ class Reconciler:
             self.ads.catalog(group).secret = self.secret_for
             self.ads.publish(group, diff.puts.values(), diff.drops)
         for placed in self._unsettled:
-            for group in placed.sequence:
-                if placed.sequence[group] < 0:
-                    placed.sequence[group] = self.ads.catalog(group).sequence
+            for (group, vs), sequence in placed.sequence.items():
+                if sequence < 0:
+                    placed.sequence[group, vs] = self.ads.catalog(group).sequence
         self._unsettled.clear()
 
     def wanted_engines(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """``akocore serve DIR``: a directory of manifests, local Envoys, one loop.
 
-Also answers `get` on the same unix socket, as the gRPC method
-``akocore.v1alpha1.Control/Get`` (JSON in, JSON out).
+Also answers `get` and `explain` on the same unix socket, as the gRPC methods
+``akocore.v1alpha1.Control/Get`` and ``/Explain`` (JSON in, JSON out).
 """
 
 from __future__ import annotations
@@ -20,16 +20,27 @@ import orjson
 from akocore import status
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
-from akocore.engines.envoy.process import Engines, Envoy
+from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
+from akocore.events import Events
 from akocore.manifests import Batch, ManifestDirectory
+from akocore.model import Refusal
 from akocore.place.state import State, StateError
 from akocore.reconcile import Move, Reconciler
 
-__all__ = ["CONTROL", "Serve"]
+__all__ = ["CONTROL", "KINDS", "Serve"]
 
 log = logging.getLogger(__name__)
 
 CONTROL = "akocore.v1alpha1.Control"
+KINDS = (
+    *("ingress", "vs", "pools", "se", "aviinfrasetting"),
+    *("network", "serviceenginegroup", "files", "events"),
+)
+_UPKEEP_S = 1.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Serve:
@@ -39,95 +50,163 @@ class Serve:
         self, directory: Path, state_dir: Path, config: Config, envoy: Envoy, port_offset: int = 0
     ) -> None:
         self.config = config
+        self.port_offset = port_offset
+        self.events = Events(_now)
         self.state = State(state_dir)
         socket = state_dir / "xds.sock"
         self.ads = AdsServer(socket, self._progress)
         self.engines = Engines(
-            state_dir / "engines", envoy, socket, concurrency=config.envoy_concurrency
+            state_dir / "engines",
+            envoy,
+            socket,
+            concurrency=config.envoy_concurrency,
+            on_change=self._engine_changed,
         )
         self._moving: list[Move] = []
         self.reconciler = Reconciler(
             config,
             self.state,
             self.ads,
-            now=lambda: datetime.now(UTC),
+            now=_now,
             on_move=self._moving.append,
+            on_close=self._closing,
             port_offset=port_offset,
         )
         self.source = ManifestDirectory(
-            directory, self.state, lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            directory, self.state, lambda: _now().strftime("%Y-%m-%dT%H:%M:%SZ")
         )
-        self.file_refusals: dict[str, list[dict[str, Any]]] = {}
+        self.file_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.ready = asyncio.Event()
         self._stop = asyncio.Event()
+        self._engines_due = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._said: tuple[object, object] = (None, None)
+        self._nacks_said = 0
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until `stop`.  Service Engines end with it; a kill -9 leaves them serving."""
+        """Serve until `stop`.  Service Engines end with it; a kill -9 leaves them serving.
+
+        Raises `EngineError`, `StateError` or `ManifestDirectoryError` when it can't start.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
         self.engines.open()
         try:
-            method: Any = grpc.unary_unary_rpc_method_handler(self._get)
-            await self.ads.start(grpc.method_handlers_generic_handler(CONTROL, {"Get": method}))
+            may_listen(80 + self.port_offset)
+            method: Any = grpc.unary_unary_rpc_method_handler
+            methods = {"Get": method(self._get), "Explain": method(self._explain)}
+            await self.ads.start(grpc.method_handlers_generic_handler(CONTROL, methods))
             await self._batch(await asyncio.to_thread(self.source.load))
+            self.reconciler.forget_absent()
+            await asyncio.to_thread(self._warn_of_taken_ports)
             self.ads.open()
-            self.ready.set()
-            on_ready()
-            async for batch in self.source.watch(self._stop):
-                await self._batch(batch)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    kept = [tasks.create_task(c) for c in (self._keep_engines(), self._upkeep())]
+                    self.ready.set()
+                    on_ready()
+                    async for batch in self.source.watch(self._stop):
+                        await self._batch(batch)
+                    for task in kept:
+                        task.cancel()
+            except* (EngineError, StateError) as group:
+                raise group.exceptions[0] from None
         finally:
             await self.engines.stop_all()
             await self.ads.stop()
+            await self._commit()
             self.state.close()
 
     def stop(self) -> None:
         self._stop.set()
 
     async def _batch(self, batch: Batch) -> None:
+        touched = self.reconciler.apply(batch.changes)
+        self._engines_due.set()
         for path, refusals in batch.refusals.items():
             self.file_refusals.pop(path, None)
             if refusals:
-                self.file_refusals[path] = [
-                    {
-                        "object": r.object,
-                        "field": r.field,
-                        "line": r.line,
-                        "reason": r.reason,
-                        "remedy": r.remedy,
-                    }
-                    for r in refusals
-                ]
-                for r in refusals:
-                    log.warning("%s:%s %s %s: %s", path, r.line, r.object, r.reason, r.remedy)
-        touched = self.reconciler.apply(batch.changes)
-        for key in touched:
-            if self.reconciler.store.ingress(key) is not None:
-                for r in status.ingress_refusals(self.reconciler, key):
-                    log.warning("%s %s %s: %s", r.object, r.field, r.reason, r.remedy)
+                self.file_refusals[path] = tuple(refusals)
+            self.events.refusals(f"File/{path}", refusals)
+        self._say(touched)
         await self._commit()
-        await self._engines()
+
+    def _say(self, touched: set[str]) -> None:
+        """Events of the touched Ingresses, and of settings and Networks when these changed."""
+        at = self.reconciler
+        for key in touched:
+            if at.store.ingress(key) is None:
+                self.events.forget(f"Ingress/{key}")
+            else:
+                self.events.refusals(f"Ingress/{key}", status.ingress_refusals(at, key))
+        said = (at.setting_refusals, at.network_refusals)
+        if said[0] is not self._said[0] or said[1] is not self._said[1]:
+            for name, refusals in at.setting_refusals.items():
+                self.events.refusals(f"AviInfraSetting/{name}" if name else "Config", refusals)
+            for name, refusals in at.network_refusals.items():
+                self.events.refusals(f"Network/{name}", refusals)
+            self._said = said
 
     async def _commit(self) -> None:
-        taken = self.state.take()
-        if taken:
+        async with self._committing:  # in order: an older fact never overwrites a newer one
+            if not self.state.dirty:
+                return
+            taken = self.state.take()
             try:
                 await asyncio.to_thread(self.state.commit, taken)
             except StateError as err:
                 self.state.restore(taken)
-                log.error("%s", err)
+                self.events.say("State", "Warning", "StateNotWritten", str(err))
 
-    async def _engines(self) -> None:
-        wanted = self.reconciler.wanted_engines()
-        names: set[str] = set()
-        for group, count in wanted.items():
-            mine = [f"{group}-se-{i + 1}" for i in range(count)]
-            names.update(mine)
-            if any(name not in self.engines.running for name in mine):
+    async def _keep_engines(self) -> None:
+        """Run the Service Engines that the virtual services need, and no others."""
+        while True:
+            await self._engines_due.wait()
+            self._engines_due.clear()
+            names: set[str] = set()
+            for group, count in self.reconciler.wanted_engines().items():
+                mine = [f"{group}-se-{i + 1}" for i in range(count)]
+                names.update(mine)
                 await self.engines.ensure(group, mine)
-        surplus = [name for name in self.engines.running if name not in names]
-        if surplus:
-            await self.engines.stop(surplus)
+            if surplus := [name for name in self.engines.running if name not in names]:
+                await self.engines.stop(surplus)
+
+    async def _upkeep(self) -> None:
+        """What no event announces: a disk with room again, a free port, an expired certificate."""
+        while True:
+            await asyncio.sleep(_UPKEEP_S)
+            await self._commit()
+            self.ads.retry_listeners()
+            self._say(self.reconciler.expire())
+
+    def _warn_of_taken_ports(self) -> None:
+        addresses = {
+            (home.address, port.port + self.port_offset)
+            for service in self.reconciler.placement.services.values()
+            for home in service.homes
+            for port in service.infra.listeners
+        }
+        own = {process.pid for process in self.engines.running.values() if process.pid}
+        try:
+            preflight(sorted(addresses), own)
+        except EngineError as err:
+            for line in str(err).splitlines():
+                self.events.say("Config", "Warning", "AddressInUse", line)
+
+    # ── what the engines tell ───────────────────────────────────────────────────────────────
+
+    def _engine_changed(self, name: str) -> None:
+        process = self.engines.running.get(name)
+        if process is None:
+            return
+        if process.pid is None:
+            self.events.say(f"ServiceEngine/{name}", "Warning", "EngineDown", process.last_exit)
+        else:
+            note = f"pid {process.pid}, restarts {process.restarts}"
+            self.events.say(f"ServiceEngine/{name}", "Normal", "EngineStarted", note)
 
     def _progress(self, _group: str) -> None:
         for move in list(self._moving):
@@ -136,25 +215,73 @@ class Serve:
                 self.reconciler.settle_move(move)
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.config.move_grace_seconds, self._finish, move)
+        if self.ads.nacks != self._nacks_said:
+            self._nacks_said = self.ads.nacks
+            self._say(self.reconciler.rejected_ingresses())
 
     def _finish(self, move: Move) -> None:
-        self.reconciler.finish_move(move)
-        self._tidy = asyncio.ensure_future(self._after_move())
+        if not self._stop.is_set():
+            self.reconciler.finish_move(move)
 
-    async def _after_move(self) -> None:
-        await self._commit()
-        await self._engines()
+    def _closing(self, then: Callable[[], None]) -> None:
+        """An Envoy keeps the connections of a dropped listener for its drain time."""
 
-    async def _get(self, request: bytes, _context: Any) -> bytes:
+        def drained() -> None:
+            if not self._stop.is_set():
+                then()
+                self._engines_due.set()
+
+        asyncio.get_running_loop().call_later(self.engines.drain_s + 1, drained)
+
+    # ── answers ─────────────────────────────────────────────────────────────────────────────
+
+    async def _requests(self) -> dict[str, dict[str, int]]:
+        out = {}
+        for name, process in self.engines.running.items():
+            if process.pid is not None:
+                try:
+                    out[name] = await self.engines.admin(name).requests_by_virtual_service()
+                except EngineError:
+                    continue  # it is starting or ending; its state says so
+        return out
+
+    async def _get(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         kind = orjson.loads(request)["kind"]
         at = self.reconciler
         items: list[dict[str, Any]]
-        if kind == "ingress":
-            items = status.ingresses(at)
-        elif kind == "vs":
-            items = status.virtual_services(at)
-        elif kind == "aviinfrasetting":
-            items = status.settings(at)
-        else:
-            items = [{"path": p, "refusals": r} for p, r in self.file_refusals.items()]
+        match kind:
+            case "ingress":
+                items = status.ingresses(at)
+            case "vs":
+                items = status.virtual_services(at)
+            case "pools":
+                items = status.pools(at)
+            case "se":
+                items = status.service_engines(at, self.engines.running, await self._requests())
+            case "aviinfrasetting":
+                items = status.settings(at)
+            case "network":
+                items = status.networks(at)
+            case "serviceenginegroup":
+                items = status.groups(at)
+            case "events":
+                items = status.events(self.events)
+            case "files":
+                items = [
+                    {
+                        "metadata": {"name": path},
+                        "object": r.object,
+                        "field": r.field,
+                        "line": r.line,
+                        "reason": r.reason,
+                        "remedy": r.remedy,
+                    }
+                    for path, refusals in sorted(self.file_refusals.items())
+                    for r in refusals
+                ]
+            case _:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind {kind} is unknown")
         return orjson.dumps({"items": items})
+
+    async def _explain(self, request: bytes, _context: object) -> bytes:
+        return orjson.dumps(status.explain(self.reconciler, orjson.loads(request)["ingress"]))

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
-from akocore.engines.envoy.resources import CDS, SRDS, cluster_name
+from akocore.engines.envoy.ads import Engine
+from akocore.engines.envoy.resources import CDS, LDS, SRDS, cluster_name, collection
 from akocore.kube.objects import Ingress
 from akocore.model import Refusal
+from akocore.place.virtual_services import Home, Placed, VirtualService
 from akocore.reconcile import Reconciler
 from akocore.translate.tls import CertificateProblem
 
-__all__ = ["ingress_refusals", "ingresses", "settings", "virtual_services"]
+if TYPE_CHECKING:
+    from akocore.engines.envoy.process import EngineProcess
+    from akocore.events import Events
+
+__all__ = [
+    "events",
+    "explain",
+    "groups",
+    "ingress_refusals",
+    "ingresses",
+    "networks",
+    "pools",
+    "service_engines",
+    "settings",
+    "virtual_services",
+]
 
 
 def _condition(refusal: Refusal) -> dict[str, Any]:
@@ -20,6 +38,68 @@ def _condition(refusal: Refusal) -> dict[str, Any]:
         "reason": refusal.reason,
         "message": f"{refusal.field}: {refusal.remedy}",
     }
+
+
+def _accepted(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
+    """``status`` and ``error`` as AKO writes them."""
+    return {
+        "status": "Accepted" if all(r.warning for r in refusals) else "Rejected",
+        "error": "; ".join(f"{r.field}: {r.remedy}" for r in refusals),
+        "conditions": [_condition(r) for r in refusals],
+    }
+
+
+# ── what the engines say ────────────────────────────────────────────────────────────────────
+
+
+def _listeners(service: VirtualService, home: Home) -> list[str]:
+    return [f"{service.name}/{home.address}:{port.port}" for port in service.infra.listeners]
+
+
+def _engine_refusals(at: Reconciler, placed: Placed) -> list[tuple[str, str, str]]:
+    """(field, engine, its words) of what the engines refuse of a host.  Cost: the refused."""
+    rejecting = [engine for engine in at.ads.engines.values() if engine.rejected]
+    if not rejecting:
+        return []
+    wanted = {(SRDS, name) for _, name in placed.scopes}
+    wanted |= {(CDS, cluster_name(backend)) for _, backend in placed.backends}
+    service = at.placement.services[placed.vs]
+    for home in service.homes:
+        wanted |= {(LDS, name) for name in _listeners(service, home)}
+    return [
+        ("status.loadBalancer" if type_url == LDS else "spec.rules", engine.name, found.message)
+        for engine in rejecting
+        for (type_url, name), found in engine.rejected.items()
+        if (type_url, name) in wanted
+    ]
+
+
+def _serving(at: Reconciler, service: VirtualService, home: Home) -> list[Engine]:
+    """The engines that answer on a virtual service's address: connected, listeners taken."""
+    names = _listeners(service, home)
+    scopes = [collection(service.name, port.port) for port in service.infra.listeners]
+    return [
+        engine
+        for engine in at.ads.engines.values()
+        if engine.group == home.group
+        and engine.answers
+        and not any(one in engine.awaited for one in scopes)
+        and not any((LDS, name) in engine.rejected for name in names)
+    ]
+
+
+def _programmed(at: Reconciler, host: str) -> Home | None:
+    """Where a host is served: its home, once an engine has it and none is behind."""
+    placed = at.hosts[host]
+    service = at.placement.services[placed.shown]
+    home = service.shown
+    if home is None or not _serving(at, service, home):
+        return None
+    wanted = max(placed.sequence.get((home.group, service.name), 1), 1)
+    return home if at.ads.acknowledged(home.group) >= wanted else None
+
+
+# ── Ingresses ───────────────────────────────────────────────────────────────────────────────
 
 
 def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
@@ -45,7 +125,7 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
     for host in seen.hosts:
         out += at.host_refusals.get(host, {}).get(key, ())
         placed = at.hosts.get(host)
-        if placed is None:
+        if placed is None or _claimed_by_another(at, host, key):
             continue
         service = at.placement.services[placed.vs]
         if service.exhausted:
@@ -55,12 +135,8 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
                 f"Network {service.exhausted} has no free address for {service.name}."
                 " Widen its vipRanges.",
             )
-        for engine in at.ads.engines.values():
-            for rejection in engine.rejected.values():
-                names = {name for _, name in placed.scopes}
-                names |= {cluster_name(backend) for _, backend in placed.backends}
-                if rejection.type_url in (SRDS, CDS) and rejection.name in names:
-                    no("spec.rules", "EngineRejected", f"{engine.name}: {rejection.message}")
+        for field, engine, words in _engine_refusals(at, placed):
+            no(field, "EngineRejected", f"{engine}: {words}")
     for secret, field in seen.tls.values():
         found = at.certificate_of(secret)
         if found is None:
@@ -70,96 +146,283 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
     return out
 
 
-def _programmed(at: Reconciler, host: str) -> bool:
-    placed = at.hosts[host]
-    service = at.placement.services[placed.shown]
-    home = service.shown
-    if home is None:
-        return False
-    return at.ads.acknowledged(home.group) >= max(placed.sequence.get(home.group, 1), 1)
+def _claimed_by_another(at: Reconciler, host: str, key: str) -> bool:
+    said = at.host_refusals.get(host)
+    return said is not None and any(r.reason == "HostClaimed" for r in said.get(key, ()))
+
+
+def ingress(at: Reconciler, key: str) -> dict[str, Any] | None:
+    """One Ingress: class, hosts, addresses as they are served, conditions; None: not ours."""
+    obj = cast(Ingress, at.store.ingress(key))
+    by = at.governed(obj)
+    if not by.ours and by.refusal is None:
+        return None
+    seen = at.store.view(key)
+    points = []
+    for host in seen.hosts:
+        if host not in at.hosts or _claimed_by_another(at, host, key):
+            continue
+        if (home := _programmed(at, host)) is not None:
+            points.append({"ip": home.address, "hostname": host})
+    return {
+        "metadata": {
+            "namespace": obj.metadata.namespace,
+            "name": obj.metadata.name,
+            "creationTimestamp": obj.metadata.creation_timestamp,
+        },
+        "spec": {
+            "ingressClassName": by.ingress_class,
+            "hosts": list(seen.hosts),
+            "tls": bool(seen.tls),
+        },
+        "status": {
+            "loadBalancer": {"ingress": points},
+            "conditions": [_condition(r) for r in ingress_refusals(at, key)],
+        },
+    }
 
 
 def ingresses(at: Reconciler) -> list[dict[str, Any]]:
-    """Every Ingress of ours: class, hosts, addresses as they are served, conditions."""
-    out = []
-    for key, obj in at.store.all("Ingress").items():
-        ingress = cast(Ingress, obj)
-        by = at.governed(ingress)
-        if not by.ours and by.refusal is None:
-            continue
-        points = []
-        for host in at.store.view(key).hosts:
-            placed = at.hosts.get(host)
-            if placed is None or not _programmed(at, host):
-                continue
-            if key in at.host_refusals.get(host, {}) and any(
-                r.reason == "HostClaimed" for r in at.host_refusals[host][key]
-            ):
-                continue
-            home = at.placement.services[placed.shown].shown
-            assert home is not None
-            points.append({"ip": home.address, "hostname": host})
-        out.append(
-            {
-                "metadata": {
-                    "namespace": ingress.metadata.namespace,
-                    "name": ingress.metadata.name,
-                },
-                "spec": {
-                    "ingressClassName": by.ingress_class,
-                    "hosts": list(at.store.view(key).hosts),
-                },
-                "status": {
-                    "loadBalancer": {"ingress": points},
-                    "conditions": [_condition(r) for r in ingress_refusals(at, key)],
-                },
-            }
-        )
-    return out
+    """Every Ingress of ours."""
+    return [one for key in at.store.all("Ingress") if (one := ingress(at, key)) is not None]
+
+
+# ── virtual services, pools, engines ────────────────────────────────────────────────────────
+
+
+def virtual_service(at: Reconciler, service: VirtualService) -> dict[str, Any]:
+    """One virtual service: address, shard, hosts, engines, and how it fares and why."""
+    home = service.shown
+    engines = sorted(e.name for e in _serving(at, service, home)) if home else []
+    wanted = at.groups[home.group].min_se_per_vs if home and home.group in at.groups else 1
+    backends = {b for h in service.hosts for _, b in at.hosts[h].backends}
+    up = sum(1 for backend in backends if at.members(backend))
+    why = []
+    if service.exhausted:
+        why.append(f"Network {service.exhausted} has no free address")
+    elif not engines:
+        why.append(f"no Service Engine of {service.infra.group} serves it")
+    elif len(engines) < wanted:
+        why.append(f"{len(engines)} of {wanted} Service Engines")
+    if home:
+        names = set(_listeners(service, home))
+        for engine in at.ads.engines.values():
+            for (type_url, name), found in engine.rejected.items():
+                if type_url == LDS and name in names:
+                    why.append(f"{engine.name}: {found.message}")
+    if up < len(backends):
+        why.append(f"{len(backends) - up} of {len(backends)} pools have no server")
+    state = "down" if home is None or not engines else "degraded" if why else "up"
+    return {
+        "metadata": {"name": service.name},
+        "spec": {"aviInfraSetting": service.infra.setting, "hosts": sorted(service.hosts)},
+        "status": {
+            "vip": home.address if home else "",
+            "shard": service.shard if service.shard >= 0 else None,
+            "network": service.infra.network,
+            "seGroup": service.infra.group,
+            "pools": {"up": up, "total": len(backends)},
+            "serviceEngines": engines,
+            "state": state,
+            "why": "; ".join(why),
+        },
+    }
 
 
 def virtual_services(at: Reconciler) -> list[dict[str, Any]]:
-    """Every virtual service: address, shard, hosts, engines, and how it fares."""
+    """Every virtual service."""
+    return [virtual_service(at, service) for service in at.placement.services.values()]
+
+
+def pools(at: Reconciler) -> list[dict[str, Any]]:
+    """Every pool: the Service port behind a path of a host, and how many servers are up."""
     out = []
-    for service in at.placement.services.values():
-        home = service.shown
-        engines = sorted(e.name for e in at.ads.engines.values() if home and e.group == home.group)
-        wanted = at.groups[home.group].min_se_per_vs if home and home.group in at.groups else 1
-        backends = {b for h in service.hosts for _, b in at.hosts[h].backends}
-        up = sum(1 for backend in backends if at.members(backend))
-        if home is None or not engines:
-            state = "down"
-        else:
-            state = "up" if len(engines) >= wanted and up == len(backends) else "degraded"
+    for host, placed in at.hosts.items():
+        for route in placed.model.routes:
+            backend = route.pool.backend
+            servers = at.members(backend) if backend else []
+            out.append(
+                {
+                    "metadata": {"name": route.pool.name},
+                    "spec": {
+                        "virtualService": placed.shown,
+                        "host": host,
+                        "path": route.path or "/",
+                        "service": backend or "",
+                    },
+                    "status": {
+                        "servers": [f"{address}:{port}" for address, port in servers],
+                        "state": "up" if servers else "down",
+                    },
+                }
+            )
+    return out
+
+
+def service_engines(
+    at: Reconciler,
+    processes: Mapping[str, EngineProcess],
+    requests: Mapping[str, Mapping[str, int]],
+) -> list[dict[str, Any]]:
+    """Every Service Engine: its process, its stream, what it has served since its start."""
+    out = []
+    for name, process in processes.items():
+        engine = at.ads.engines.get(name)
+        behind = engine is None or engine.acknowledged < at.ads.catalog(process.group).sequence
+        state = "down" if process.pid is None else "up"
+        if state == "up" and engine is None:
+            state = "disconnected"
+        counts = requests.get(name, {})
         out.append(
             {
-                "metadata": {"name": service.name},
+                "metadata": {"name": name},
+                "spec": {"seGroup": process.group},
                 "status": {
-                    "vip": home.address if home else "",
-                    "shard": service.shard,
-                    "network": service.infra.network,
-                    "seGroup": service.infra.group,
-                    "hosts": len(service.hosts),
-                    "pools": {"up": up, "total": len(backends)},
-                    "serviceEngines": engines,
                     "state": state,
+                    "pid": process.pid,
+                    "restarts": process.restarts,
+                    "lastExit": process.last_exit,
+                    "adopted": process.adopted,
+                    "upToDate": not behind,
+                    "rejected": len(engine.rejected) if engine else 0,
+                    "virtualServices": sum(
+                        1
+                        for service in at.placement.services.values()
+                        if any(home.group == process.group for home in service.homes)
+                    ),
+                    "requests": sum(counts.values()),
+                    "requestsByVirtualService": dict(counts),
                 },
             }
         )
     return out
 
 
+# ── infrastructure ──────────────────────────────────────────────────────────────────────────
+
+
 def settings(at: Reconciler) -> list[dict[str, Any]]:
-    """Every AviInfraSetting: Accepted or Rejected, with what was refused."""
+    """Every AviInfraSetting: Accepted or Rejected, and what is in force."""
+    out = []
+    for key in at.store.all("AviInfraSetting"):
+        infra = at.infras.get(key)
+        force = (
+            {"seGroup": infra.group, "network": infra.network, "shardSize": infra.shard_size.value}
+            if infra
+            else {}
+        )
+        status = _accepted(at.setting_refusals.get(key, ()))
+        out.append({"metadata": {"name": key}, "status": {**status, "inForce": force}})
+    return out
+
+
+def networks(at: Reconciler) -> list[dict[str, Any]]:
+    """Every Network: Accepted or Rejected, addresses given and free."""
+    out = []
+    for name, refusals in sorted(at.network_refusals.items()):
+        pool = at.placement.pools.get(name)
+        given = {"total": pool.size, "free": pool.free} if pool else {"total": 0, "free": 0}
+        out.append(
+            {"metadata": {"name": name}, "status": {**_accepted(refusals), "addresses": given}}
+        )
+    return out
+
+
+def groups(at: Reconciler) -> list[dict[str, Any]]:
+    """Every ServiceEngineGroup, with the engines that are connected."""
     return [
         {
-            "metadata": {"name": key},
+            "metadata": {"name": name},
+            "spec": {
+                "haMode": spec.ha_mode,
+                "minSePerVs": spec.min_se_per_vs,
+                "maxSePerVs": spec.max_se_per_vs,
+                "maxSe": spec.max_se,
+            },
             "status": {
-                "status": "Rejected" if at.setting_refusals.get(key) else "Accepted",
-                "error": "; ".join(
-                    f"{r.field}: {r.remedy}" for r in at.setting_refusals.get(key, ())
+                "serviceEngines": sorted(
+                    e.name for e in at.ads.engines.values() if e.group == name
                 ),
             },
         }
-        for key in at.store.all("AviInfraSetting")
+        for name, spec in sorted(at.groups.items())
     ]
+
+
+def events(ring: Events) -> list[dict[str, Any]]:
+    """The last events, oldest first."""
+    return [
+        {
+            "regarding": event.object,
+            "type": event.type,
+            "reason": event.reason,
+            "note": event.note,
+            "eventTime": event.first.isoformat(timespec="milliseconds"),
+            "lastObservedTime": event.last.isoformat(timespec="milliseconds"),
+            "count": event.count,
+        }
+        for event in ring
+    ]
+
+
+# ── explain ─────────────────────────────────────────────────────────────────────────────────
+
+
+def explain(at: Reconciler, key: str) -> dict[str, Any] | None:
+    """Why an Ingress is where it is: class, setting, shard, address, pools, what was refused."""
+    obj = at.store.ingress(key)
+    if obj is None:
+        return None
+    by = at.governed(obj)
+    named = obj.spec.ingress_class_name or obj.metadata.annotation("kubernetes.io/ingress.class")
+    out: dict[str, Any] = {
+        "object": f"Ingress/{key}",
+        "class": {
+            "name": by.ingress_class,
+            "from": "the Ingress" if named else "the default IngressClass",
+            "served": by.ours,
+        },
+        "refused": [_condition(r) for r in ingress_refusals(at, key)],
+        "hosts": [],
+    }
+    if not by.ours:
+        return out
+    infra = at.infras.get(by.setting)
+    out["setting"] = {
+        "name": by.setting or "(the defaults of the configuration)",
+        "seGroup": infra.group if infra else "",
+        "network": infra.network if infra else "",
+        "shardSize": infra.shard_size.value if infra else "",
+    }
+    for host in at.store.view(key).hosts:
+        placed = at.hosts.get(host)
+        if placed is None or _claimed_by_another(at, host, key):
+            continue
+        service = at.placement.services[placed.shown]
+        out["hosts"].append(
+            {
+                "host": host,
+                "programmed": _programmed(at, host) is not None,
+                "shard": service.shard if service.shard >= 0 else "dedicated",
+                "virtualService": virtual_service(at, service)["status"] | {"name": service.name},
+                "leaving": sorted(placed.left),
+                "certificate": placed.model.certificate,
+                "redirect": placed.model.redirect,
+                "routes": [
+                    {
+                        "path": route.path or "/",
+                        "match": "Exact" if route.exact else "Prefix",
+                        "pool": route.pool.name,
+                        "service": route.pool.backend or "",
+                        "servers": [
+                            f"{address}:{port}"
+                            for address, port in (
+                                at.members(route.pool.backend) if route.pool.backend else ()
+                            )
+                        ],
+                    }
+                    for route in placed.model.routes
+                ],
+            }
+        )
+    return out

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import typer
 
+from akocore.cli.config import config
+from akocore.cli.demo import demo
+from akocore.cli.dummy import dummy
+from akocore.cli.explain import explain
 from akocore.cli.get import get
 from akocore.cli.serve import serve
 from akocore.cli.shard import shard
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(help="An open load-balancer controller for Kubernetes.", no_args_is_help=True)
-app.command()(serve)
-app.command()(get)
-app.command()(shard)
+app = typer.Typer(
+    help="An open load-balancer controller for Kubernetes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (serve, get, explain, demo, dummy, shard, config):
+    app.command()(command)
 
 
 def main() -> None:

@@ -2,78 +2,246 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
+from akocore.cli.control import STATE, StateOption, ask
 
-def _rows(kind: str, items: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]]
-    if kind == "ingress":
-        rows = [("NAMESPACE", "NAME", "CLASS", "HOSTS", "ADDRESS", "REFUSED")]
-        for item in items:
-            points = item["status"]["loadBalancer"]["ingress"]
-            rows.append(
-                (
-                    item["metadata"]["namespace"],
-                    item["metadata"]["name"],
-                    item["spec"]["ingressClassName"],
-                    ",".join(host or "*" for host in item["spec"]["hosts"]),
-                    ",".join(sorted({point["ip"] for point in points})),
-                    ",".join(sorted({c["reason"] for c in item["status"]["conditions"]})),
-                )
-            )
-        return rows
-    if kind == "vs":
-        rows = [("NAME", "VIP", "HOSTS", "POOLS", "SERVICE ENGINES", "STATE")]
-        for item in items:
-            s = item["status"]
-            pools = f"{s['pools']['up']}/{s['pools']['total']}"
-            engines = ",".join(s["serviceEngines"])
-            name = item["metadata"]["name"]
-            rows.append((name, s["vip"], str(s["hosts"]), pools, engines, s["state"]))
-        return rows
-    if kind == "aviinfrasetting":
-        return [
-            ("NAME", "STATUS", "ERROR"),
-            *((i["metadata"]["name"], i["status"]["status"], i["status"]["error"]) for i in items),
-        ]
-    return [
-        ("FILE", "LINE", "REASON", "REMEDY"),
-        *(
-            (i["path"], str(r["line"]), r["reason"], r["remedy"])
-            for i in items
-            for r in i["refusals"]
-        ),
-    ]
+__all__ = ["get"]
+
+Item = dict[str, Any]
+Cell = Callable[[Item], object]
+
+
+def at(path: str) -> Cell:
+    """The value at a dotted path; "" where there is none."""
+
+    def cell(item: Item) -> object:
+        value: Any = item
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return "" if value is None else value
+
+    return cell
+
+
+def _hosts(item: Item) -> str:
+    hosts = [host or "*" for host in item["spec"]["hosts"]]
+    return ",".join(hosts[:3]) + (f" + {len(hosts) - 3} more" if len(hosts) > 3 else "")
+
+
+def _address(item: Item) -> str:
+    return ",".join(dict.fromkeys(p["ip"] for p in item["status"]["loadBalancer"]["ingress"]))
+
+
+def _refused(item: Item) -> str:
+    return ",".join(sorted({c["reason"] for c in item["status"]["conditions"]}))
+
+
+def _members(item: Item) -> str:
+    return f"{item['status']['pools']['up']}/{item['status']['pools']['total']}"
+
+
+def _engines(item: Item) -> str:
+    return ",".join(item["status"]["serviceEngines"])
+
+
+NAME = ("NAME", at("metadata.name"))
+
+# Columns by kind: always, and with -o wide.
+COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
+    "ingress": (
+        [
+            ("NAMESPACE", at("metadata.namespace")),
+            NAME,
+            ("CLASS", at("spec.ingressClassName")),
+            ("HOSTS", _hosts),
+            ("ADDRESS", _address),
+            ("PORTS", lambda item: "80, 443" if item["spec"]["tls"] else "80"),
+            ("REFUSED", _refused),
+        ],
+        [("WHY", lambda item: "; ".join(c["message"] for c in item["status"]["conditions"]))],
+    ),
+    "vs": (
+        [
+            NAME,
+            ("VIP", at("status.vip")),
+            ("SHARD", at("status.shard")),
+            ("HOSTS", lambda item: len(item["spec"]["hosts"])),
+            ("POOLS", _members),
+            ("SERVICE ENGINES", _engines),
+            ("STATE", at("status.state")),
+        ],
+        [
+            ("NETWORK", at("status.network")),
+            ("SEGROUP", at("status.seGroup")),
+            ("SETTING", at("spec.aviInfraSetting")),
+            ("WHY", at("status.why")),
+            ("HOSTNAMES", lambda item: ",".join(host or "*" for host in item["spec"]["hosts"])),
+        ],
+    ),
+    "pools": (
+        [
+            NAME,
+            ("SERVICE", at("spec.service")),
+            ("SERVERS", lambda item: len(item["status"]["servers"])),
+            ("STATE", at("status.state")),
+        ],
+        [
+            ("VIRTUAL SERVICE", at("spec.virtualService")),
+            ("HOST", lambda item: item["spec"]["host"] or "*"),
+            ("PATH", at("spec.path")),
+            ("ADDRESSES", lambda item: ",".join(item["status"]["servers"])),
+        ],
+    ),
+    "se": (
+        [
+            NAME,
+            ("SEGROUP", at("spec.seGroup")),
+            ("VS", at("status.virtualServices")),
+            ("REQUESTS", at("status.requests")),
+            ("RESTARTS", at("status.restarts")),
+            ("STATE", at("status.state")),
+        ],
+        [
+            ("PID", at("status.pid")),
+            ("UP TO DATE", at("status.upToDate")),
+            ("REJECTED", at("status.rejected")),
+            ("LAST EXIT", at("status.lastExit")),
+        ],
+    ),
+    "aviinfrasetting": (
+        [NAME, ("STATUS", at("status.status")), ("ERROR", at("status.error"))],
+        [
+            ("SEGROUP", at("status.inForce.seGroup")),
+            ("NETWORK", at("status.inForce.network")),
+            ("SHARDSIZE", at("status.inForce.shardSize")),
+        ],
+    ),
+    "network": (
+        [
+            NAME,
+            ("ADDRESSES", at("status.addresses.total")),
+            ("FREE", at("status.addresses.free")),
+            ("STATUS", at("status.status")),
+            ("ERROR", at("status.error")),
+        ],
+        [],
+    ),
+    "serviceenginegroup": (
+        [
+            NAME,
+            ("HAMODE", at("spec.haMode")),
+            ("MIN", at("spec.minSePerVs")),
+            ("MAX", at("spec.maxSePerVs")),
+            ("SERVICE ENGINES", _engines),
+        ],
+        [],
+    ),
+    "files": (
+        [
+            ("FILE", at("metadata.name")),
+            ("LINE", at("line")),
+            ("OBJECT", at("object")),
+            ("FIELD", at("field")),
+            ("REASON", at("reason")),
+            ("REMEDY", at("remedy")),
+        ],
+        [],
+    ),
+    "events": (
+        [
+            ("LAST SEEN", at("lastObservedTime")),
+            ("TYPE", at("type")),
+            ("REASON", at("reason")),
+            ("OBJECT", at("regarding")),
+            ("NOTE", at("note")),
+        ],
+        [("FIRST SEEN", at("eventTime")), ("COUNT", at("count"))],
+    ),
+}
+
+ALIASES = {
+    "ing": "ingress",
+    "ingresses": "ingress",
+    "virtualservice": "vs",
+    "virtualservices": "vs",
+    "pool": "pools",
+    "serviceengine": "se",
+    "serviceengines": "se",
+    "aviinfrasettings": "aviinfrasetting",
+    "networks": "network",
+    "segroup": "serviceenginegroup",
+    "serviceenginegroups": "serviceenginegroup",
+    "file": "files",
+    "event": "events",
+}
+
+
+class Output(StrEnum):
+    """How to print."""
+
+    TEXT = "text"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+
+
+def _sorted(items: list[Item], path: str) -> list[Item]:
+    cell = at(path.strip("{}").lstrip("."))
+
+    def key(item: Item) -> tuple[bool, Any]:
+        value = cell(item)
+        return (True, value) if isinstance(value, int | float) else (False, str(value))
+
+    return sorted(items, key=key)
 
 
 def get(
-    kind: Annotated[str, typer.Argument(help="ingress, vs, aviinfrasetting or files")],
-    state: Annotated[Path, typer.Option(help="state directory of the running akocore")] = Path(
-        "/var/lib/akocore"
-    ),
-    output: Annotated[str, typer.Option("--output", "-o", help="text or json")] = "text",
+    kind: Annotated[str, typer.Argument(help=", ".join(COLUMNS))],
+    name: Annotated[str, typer.Argument(help="only the object of this name")] = "",
+    state: StateOption = STATE,
+    output: Annotated[
+        Output, typer.Option("--output", "-o", help="text, wide, json or yaml")
+    ] = Output.TEXT,
+    sort_by: Annotated[str, typer.Option(help="a field, as .status.vip or .metadata.name")] = "",
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="only this one")] = "",
 ) -> None:
     """Print objects as a running `akocore serve` sees them."""
-    import grpc
-    import orjson
-
-    if kind not in ("ingress", "vs", "aviinfrasetting", "files"):
-        typer.echo(f"akocore: {kind} is unknown: ingress, vs, aviinfrasetting or files", err=True)
+    kind = ALIASES.get(kind.lower(), kind.lower())
+    if kind not in COLUMNS:
+        typer.echo(f"akocore: {kind} is unknown: write one of {', '.join(COLUMNS)}.", err=True)
         raise typer.Exit(2)
-    with grpc.insecure_channel(f"unix:{(state / 'xds.sock').absolute()}") as channel:
-        method: Any = channel.unary_unary("/akocore.v1alpha1.Control/Get")
-        try:
-            answer = orjson.loads(method(orjson.dumps({"kind": kind}), timeout=10))
-        except grpc.RpcError as err:
-            typer.echo(f"akocore: no akocore answers in {state}: start `akocore serve`", err=True)
-            raise typer.Exit(1) from err
-    if output == "json":
-        typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+    items: list[Item] = ask(state, "Get", {"kind": kind})["items"]
+    if namespace:
+        items = [i for i in items if i["metadata"].get("namespace", namespace) == namespace]
+    if name:
+        items = [i for i in items if i.get("metadata", {}).get("name") == name]
+        if not items:
+            typer.echo(f"akocore: there is no {kind} {name}.", err=True)
+            raise typer.Exit(1)
+    if sort_by:
+        items = _sorted(items, sort_by)
+    if output is Output.JSON:
+        import orjson
+
+        typer.echo(orjson.dumps({"items": items}, option=orjson.OPT_INDENT_2).decode())
         return
-    rows = _rows(kind, answer["items"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if output is Output.YAML:
+        import yaml
+
+        typer.echo(yaml.safe_dump({"items": items}, sort_keys=False), nl=False)
+        return
+    if not items:
+        typer.echo(f"No {kind} found.", err=True)
+        return
+    always, wide = COLUMNS[kind]
+    columns = [*always, *wide] if output is Output.WIDE else always
+    rows = [[title for title, _ in columns]]
+    rows += [[str(cell(item)) for _, cell in columns] for item in items]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         typer.echo("   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -7,6 +7,8 @@ is over.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from msgspec import Struct, field
 
 from akocore._fast.shard import shard_hosts
@@ -38,7 +40,9 @@ class VirtualService(Struct):
     shard: int
     homes: list[Home] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
+    left: dict[str, int] = field(default_factory=dict)  # address left → number of the move
     settled: str = ""  # the wanted address, once every engine has it
+    closed: bool = False  # listens no more, but clients may still be connected
     exhausted: str = ""  # the Network that has no address left for it
 
     @property
@@ -55,7 +59,8 @@ class Placed(Struct):
     vs: str
     old: dict[str, int] = field(default_factory=dict)  # name → number of the move
     left: set[str] = field(default_factory=set)  # of `old`: no longer shown
-    sequence: dict[str, int] = field(default_factory=dict)  # group → publication to wait for
+    # (group, virtual service) → the publication that brought it there
+    sequence: dict[tuple[str, str], int] = field(default_factory=dict)
     scopes: frozenset[tuple[str, str]] = frozenset()  # (group, scope's name) published
     backends: frozenset[tuple[str, str]] = frozenset()  # (group, Service port) referred to
 
@@ -166,6 +171,15 @@ class Placement:
         self.waiting.discard(service.name)
         del self.services[service.name]
         return homes
+
+    def forget_absent(self, hosts: Container[str]) -> None:
+        """Give back what is remembered for hosts and services that are no more."""
+        for key in [k for k in self.state.room("shard") if k.partition("/")[2] not in hosts]:
+            self.state.drop("shard", key)
+        for network, pool in self.pools.items():
+            for owner in [owner for owner in pool.owners if owner not in self.services]:
+                pool.release(owner)
+                self.state.drop("vip", f"{network}/{owner}")
 
     def _release(self, owner: str, home: Home) -> None:
         pool = self.pools.get(home.network)

@@ -97,6 +97,7 @@ class Engine(Struct):
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
     rejected: dict[tuple[str, str], Rejection] = field(default_factory=dict)
     reached: int = 0  # the last sequence number sent
+    joining: int = 0  # a new process listens nowhere before it has settled this number
 
     @property
     def acknowledged(self) -> int:
@@ -104,6 +105,13 @@ class Engine(Struct):
         waiting = [sent.sequence for sent in self.outstanding.values()]
         waiting += self.awaited.values()
         return min(waiting) - 1 if waiting else self.reached
+
+    @property
+    def answers(self) -> bool:
+        """Whether clients can meet it: it kept its listeners, or has all that it was to get."""
+        if self.joining and self.acknowledged >= self.joining:
+            self.joining = 0
+        return not self.joining
 
 
 class AdsServer:
@@ -193,8 +201,18 @@ class AdsServer:
         return catalog.sequence
 
     def acknowledged(self, group: str) -> int:
-        """The number that every connected engine of the group has settled; 0 without engines."""
-        return min((engine.acknowledged for engine in self._of(group)), default=0)
+        """The number that every engine that clients can meet has settled; 0 when there is none."""
+        return min((e.acknowledged for e in self._of(group) if e.answers), default=0)
+
+    def retry_listeners(self) -> None:
+        """Send refused listeners again: what held their address may be gone."""
+        for engine in self.engines.values():
+            refused = [name for type_url, name in engine.rejected if type_url == LDS]
+            known = self.catalog(engine.group).resources[LDS]
+            puts = [known[name] for name in refused if name in known]
+            if puts and not any(sent.type_url == LDS for sent in engine.outstanding.values()):
+                for one in puts:
+                    self._send(engine, LDS, [one], (), engine.reached)
 
     def _of(self, group: str) -> list[Engine]:
         return [engine for engine in self.engines.values() if engine.group == group]
@@ -252,11 +270,12 @@ class AdsServer:
         engine = Engine(first.node.id, first.node.cluster)
         engine.reached = self.catalog(engine.group).sequence
         engine.awaited["(connecting)"] = engine.reached
+        engine.joining = 0 if first.initial_resource_versions else engine.reached
         replaced = self.engines.get(engine.name)
         if replaced is not None:
             replaced.queue.put_nowait(None)
         self.engines[engine.name] = engine
-        log.info("engine connected", extra={"se": engine.name, "group": engine.group})
+        log.info("event=se_connected se=%s group=%s", engine.name, engine.group)
         reader = asyncio.create_task(self._read(engine, first, requests))
         try:
             while (message := await engine.queue.get()) is not None:
@@ -265,7 +284,7 @@ class AdsServer:
             reader.cancel()
             if self.engines.get(engine.name) is engine:
                 del self.engines[engine.name]
-            log.info("engine disconnected", extra={"se": engine.name, "group": engine.group})
+            log.info("event=se_disconnected se=%s group=%s", engine.name, engine.group)
             self._on_progress(engine.group)
 
     async def _read(self, engine: Engine, first: Any, requests: AsyncIterator[Any]) -> None:
@@ -274,7 +293,7 @@ class AdsServer:
             async for request in requests:
                 self._request(engine, request)
         except Exception:
-            log.exception("engine's stream failed", extra={"se": engine.name})
+            log.exception("event=se_stream_failed se=%s", engine.name)
         finally:
             engine.queue.put_nowait(None)
 
@@ -336,7 +355,6 @@ class AdsServer:
 
     def _refused(self, engine: Engine, sent: _Sent, message: str) -> None:
         """Find the resource at fault by halves; the rest goes again."""
-        self.nacks += 1
         resources = self.catalog(engine.group).resources.get(sent.type_url, {})
         live = [resources[name] for name in sent.names if name in resources]
         if len(live) > 1:
@@ -345,10 +363,12 @@ class AdsServer:
             self._send(engine, sent.type_url, live[half:], (), sent.sequence)
         elif live:
             one = live[0]
-            engine.rejected[one.type_url, one.name] = Rejection(
-                one.type_url, one.name, one.fingerprint, message
-            )
+            new = Rejection(one.type_url, one.name, one.fingerprint, message)
+            if engine.rejected.get((one.type_url, one.name)) == new:
+                return  # asked again, refused again
+            engine.rejected[one.type_url, one.name] = new
+        self.nacks += 1
         log.warning(
-            "engine refused resources",
-            extra={"se": engine.name, "type": sent.type_url, "count": len(live), "why": message},
+            "event=refused se=%s type=%s count=%d why=%r",
+            *(engine.name, sent.type_url.rpartition(".")[2], len(live), message),
         )

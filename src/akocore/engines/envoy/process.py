@@ -40,6 +40,7 @@ __all__ = [
     "Engines",
     "Envoy",
     "find_envoy",
+    "may_listen",
     "preflight",
 ]
 
@@ -236,7 +237,7 @@ class Engines:
         self._xds_socket = xds_socket.absolute()
         self._concurrency = concurrency
         self._max_connections = max_connections
-        self._drain_s = drain_s
+        self.drain_s = drain_s
         self._kill_after_s = kill_after_s
         self._log_level = log_level
         self._on_change = on_change
@@ -321,7 +322,7 @@ class Engines:
         Where two share a VIP and port, connections that the kernel has queued but Envoy has
         not yet accepted are handed to the other only with net.ipv4.tcp_migrate_req=1.
         """
-        grace_s = float(self._drain_s) if grace_s is None else grace_s
+        grace_s = float(self.drain_s) if grace_s is None else grace_s
         slots = [slot for name in names if (slot := self._slots.get(name)) is not None]
         await asyncio.gather(*(self._stop(slot, grace_s) for slot in slots))
 
@@ -369,7 +370,7 @@ class Engines:
         return [
             *(str(self._envoy.path), "-c", str(self._file(name, _CONFIG)), _MARK),
             *("--concurrency", str(self._concurrency), "--log-level", self._log_level),
-            *("--drain-time-s", str(self._drain_s), "--drain-strategy", "immediate"),
+            *("--drain-time-s", str(self.drain_s), "--drain-strategy", "immediate"),
         ]
 
     def _digest(self, name: str, group: str) -> str:
@@ -745,6 +746,16 @@ def preflight(addresses: Iterable[tuple[str, int]], own: Collection[int] = ()) -
         raise EngineError("\n".join(problems))
 
 
+def may_listen(port: int) -> None:
+    """Raises `EngineError` when listening on ``port`` needs a privilege that we don't have."""
+    first = _first_free_port()
+    if port < first and not _may_bind_low_ports():
+        raise EngineError(
+            f"port {port} needs a privilege: below {first} only with CAP_NET_BIND_SERVICE."
+            " Use --port-offset 8000, or as root: sysctl net.ipv4.ip_unprivileged_port_start=80."
+        )
+
+
 def _problem(address: str, port: int, own: Collection[int]) -> str:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -754,12 +765,6 @@ def _problem(address: str, port: int, own: Collection[int]) -> str:
         return (
             f"{address} is not an address of this machine ({err.strerror})."
             " Add it, or choose a Network whose range is local (127.0.0.0/8 always is)."
-        )
-    first = _first_free_port()
-    if port < first and not _may_bind_low_ports():
-        return (
-            f"port {port} needs a privilege: below {first} only with CAP_NET_BIND_SERVICE."
-            " Use --port-offset 8000, or as root: sysctl net.ipv4.ip_unprivileged_port_start=80."
         )
     taken = False
     try:

@@ -1,0 +1,5 @@
+"""``python -m akocore``."""
+
+from akocore.cli import main
+
+main()

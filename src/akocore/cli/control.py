@@ -1,0 +1,40 @@
+"""Asking a running akocore, on the unix socket in its state directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["STATE", "StateOption", "ask", "parse_object"]
+
+STATE = Path("/var/lib/akocore")
+StateOption = Annotated[Path, typer.Option(help="state directory of the running akocore")]
+
+
+def ask(state: Path, method: str, question: dict[str, Any]) -> Any:
+    """The answer of the akocore whose state directory this is; ends the command without one."""
+    import grpc
+    import orjson
+
+    with grpc.insecure_channel(f"unix:{(state / 'xds.sock').absolute()}") as channel:
+        call: Any = channel.unary_unary(f"/akocore.v1alpha1.Control/{method}")
+        try:
+            return orjson.loads(call(orjson.dumps(question), timeout=30))
+        except grpc.RpcError as err:
+            typer.echo(
+                f"akocore: no akocore answers in {state}: start `akocore serve`, or give its"
+                " --state.",
+                err=True,
+            )
+            raise typer.Exit(1) from err
+
+
+def parse_object(text: str) -> str:
+    """``ingress/NAME`` or ``ingress/NAMESPACE/NAME`` as a key."""
+    kind, _, key = text.partition("/")
+    if kind.lower() not in ("ingress", "ing") or not key or key.count("/") > 1:
+        typer.echo(f"akocore: {text}: write ingress/NAME or ingress/NAMESPACE/NAME.", err=True)
+        raise typer.Exit(2)
+    return key if "/" in key else f"default/{key}"

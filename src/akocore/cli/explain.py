@@ -1,0 +1,70 @@
+"""``akocore explain ingress/NAME``: why an Ingress is where it is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from akocore.cli.control import STATE, StateOption, ask, parse_object
+
+__all__ = ["explain"]
+
+
+def explain(
+    object_: Annotated[
+        str, typer.Argument(metavar="OBJECT", help="ingress/NAME or ingress/NAMESPACE/NAME")
+    ],
+    state: StateOption = STATE,
+    output: Annotated[str, typer.Option("--output", "-o", help="text or json")] = "text",
+) -> None:
+    """Tell class, setting, shard, VIP, pools, and what was refused and why."""
+    key = parse_object(object_)
+    found: dict[str, Any] | None = ask(state, "Explain", {"ingress": key})
+    if found is None:
+        typer.echo(f"akocore: there is no Ingress {key}.", err=True)
+        raise typer.Exit(1)
+    if output == "json":
+        import orjson
+
+        typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    cls = found["class"]
+    tree = Tree(f"[bold]{escape(found['object'])}")
+    tree.add(f"class    {escape(cls['name'] or '(none)')}, from {cls['from']}")
+    if not cls["served"]:
+        tree.add("not served here: no class of akocore's governs it")
+    if (setting := found.get("setting")) is not None:
+        tree.add(
+            f"setting  {escape(setting['name'])}: SE group {escape(setting['seGroup'])},"
+            f" network {escape(setting['network'])}, shard size {setting['shardSize']}"
+        )
+    for host in found["hosts"]:
+        vs = host["virtualService"]
+        served = "served" if host["programmed"] else "not served yet"
+        at = tree.add(f"host     [bold]{escape(host['host'] or '*')}[/]: {served}")
+        at.add(
+            f"virtual service {escape(vs['name'])} (shard {host['shard']}), VIP"
+            f" [bold]{vs['vip'] or 'none'}[/], {vs['state']}"
+            + (f": {escape(vs['why'])}" if vs["why"] else "")
+        )
+        at.add(f"Service Engines {', '.join(vs['serviceEngines']) or 'none'}")
+        if host["certificate"]:
+            at.add(
+                f"certificate from Secret {escape(host['certificate'])}; http redirects to https"
+            )
+        for route in host["routes"]:
+            servers = ", ".join(route["servers"]) or "no server: 503"
+            at.add(
+                f"{route['match']} {escape(route['path'])} → {escape(route['service'] or 'none')}"
+                f" [{escape(servers)}] pool {escape(route['pool'])}".replace("[", "\\[")
+            )
+    for refusal in found["refused"]:
+        style = "yellow" if refusal["type"] == "Warning" else "red"
+        tree.add(f"[{style}]{refusal['reason']}[/] {escape(refusal['message'])}")
+    console = Console()
+    Console(width=None if console.is_terminal else 1000).print(tree)

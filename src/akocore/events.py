@@ -1,0 +1,73 @@
+"""What happened to whom: a ring of events, each said once, counted when it comes again."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+
+from msgspec import Struct
+
+from akocore.model import Refusal
+
+__all__ = ["Event", "Events"]
+
+log = logging.getLogger(__name__)
+
+
+class Event(Struct):
+    """One event of one object, in the terms of ``events.k8s.io/v1``."""
+
+    object: str  # "Ingress/namespace/name"
+    type: str  # Normal or Warning
+    reason: str
+    note: str
+    first: datetime
+    last: datetime
+    count: int = 1
+
+
+class Events:
+    """The last ``keep`` events.  Cost of each call: what it is given."""
+
+    def __init__(self, now: Callable[[], datetime], keep: int = 2000) -> None:
+        self._now = now
+        self._keep = keep
+        self._ring: OrderedDict[tuple[str, str, str], Event] = OrderedDict()
+        self._refused: dict[str, frozenset[tuple[str, str]]] = {}
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._ring.values())
+
+    def say(self, object_: str, type_: str, reason: str, note: str) -> None:
+        """An event; the same one again moves to the end and counts up."""
+        at, now = (object_, reason, note), self._now()
+        event = self._ring.pop(at, None)
+        if event is None:
+            event = Event(object_, type_, reason, note, now, now)
+            level = logging.WARNING if type_ == "Warning" else logging.INFO
+            log.log(level, "event=%s object=%s note=%r", reason, object_, note)
+        else:
+            event.last, event.count = now, event.count + 1
+        self._ring[at] = event
+        while len(self._ring) > self._keep:
+            self._ring.popitem(last=False)
+
+    def refusals(self, object_: str, refusals: Iterable[Refusal]) -> None:
+        """All that an object is refused now: what is new is said, and when it is over."""
+        now = frozenset((r.reason, f"{r.field}: {r.remedy}") for r in refusals)
+        before = self._refused.get(object_, frozenset())
+        if now == before:
+            return
+        for reason, note in sorted(now - before):
+            self.say(object_, "Warning", reason, note)
+        if now:
+            self._refused[object_] = now
+        else:
+            del self._refused[object_]
+            self.say(object_, "Normal", "Accepted", "Everything that it asks for is served.")
+
+    def forget(self, object_: str) -> None:
+        """The object is gone."""
+        self._refused.pop(object_, None)
