@@ -190,8 +190,8 @@ class Reconciler:
             hosts.update(self.store.hosts_of(key))
         for key in secrets:
             self._certificate(key)
+        self._endpoints(services)  # of clusters that are there; those to come are made with them
         self._follow(hosts)
-        self._endpoints(services)
         self._secrets(secrets)
         self._publish()
         return touched

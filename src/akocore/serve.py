@@ -7,8 +7,10 @@ Also answers `get` and `explain` on the same unix socket, as the gRPC methods
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,13 +101,11 @@ class Serve:
             method: Any = grpc.unary_unary_rpc_method_handler
             methods = {"Get": method(self._get), "Explain": method(self._explain)}
             await self.ads.start(grpc.method_handlers_generic_handler(CONTROL, methods))
-            await self._batch(await asyncio.to_thread(self.source.load))
-            self.reconciler.forget_absent()
-            await asyncio.to_thread(self._warn_of_taken_ports)
-            self.ads.open()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     kept = [tasks.create_task(c) for c in (self._keep_engines(), self._upkeep())]
+                    await self._first_batch()
+                    self.ads.open()
                     self.ready.set()
                     on_ready()
                     async for batch in self.source.watch(self._stop):
@@ -123,6 +123,23 @@ class Serve:
     def stop(self) -> None:
         self._stop.set()
 
+    async def _first_batch(self) -> None:
+        """All that is there.  It stays, so the collector need not look at it, now or later."""
+        gc.disable()
+        began = time.perf_counter()
+        batch = await asyncio.to_thread(self.source.load)
+        read = time.perf_counter()
+        await self._batch(batch)
+        self.reconciler.forget_absent()
+        log.info(
+            "event=loaded objects=%d read_ms=%.0f apply_ms=%.0f",
+            *(len(batch.changes), (read - began) * 1000, (time.perf_counter() - read) * 1000),
+        )
+        await asyncio.to_thread(self._warn_of_taken_ports)
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
     async def _batch(self, batch: Batch) -> None:
         touched = self.reconciler.apply(batch.changes)
         self._engines_due.set()
@@ -131,8 +148,8 @@ class Serve:
             if refusals:
                 self.file_refusals[path] = tuple(refusals)
             self.events.refusals(f"File/{path}", refusals)
-        self._say(touched)
         await self._commit()
+        self._say(touched)
 
     def _say(self, touched: set[str]) -> None:
         """Events of the touched Ingresses, and of settings and Networks when these changed."""

@@ -53,6 +53,8 @@ class IngressView(Struct, frozen=True, gc=False):
 def _host_problem(host: str) -> str | None:
     """Why a rule's host can't be served, with the remedy; None when it can."""
     if _HOST.match(host) and len(host) <= 253:
+        if not host[-1].isdigit():
+            return None
         try:
             ip_address(host)
         except ValueError:

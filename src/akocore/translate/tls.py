@@ -6,13 +6,6 @@ import base64
 import binascii
 from datetime import datetime
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
 from msgspec import Struct
 
 from akocore.kube.objects import Secret
@@ -57,6 +50,15 @@ def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProbl
 
     Envoy takes RSA keys of 2048 bits and more, and ECDSA on P-256, P-384 and P-521.
     """
+    # Here, since without TLS nobody needs its 10 MB.
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_pem_private_key,
+    )
+
     chain, key = _pem(secret, "tls.crt"), _pem(secret, "tls.key")
     if isinstance(chain, CertificateProblem):
         return chain

@@ -37,6 +37,8 @@ _CHUNK = 500  # resources in one response: keeps Envoy's peak memory down
 _PUT_ORDER = (CDS, LDS, SDS, SRDS)
 _DROP_ORDER = (SRDS, SDS, LDS, CDS)
 
+_Response = tuple[bytes, list[Encoded]]  # a DeltaDiscoveryResponse without, and its resources
+
 
 class Rejection(Struct, frozen=True):
     """A resource that an engine refuses, at this version, with its own words."""
@@ -90,7 +92,7 @@ class Engine(Struct):
 
     name: str
     group: str
-    queue: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    queue: asyncio.Queue[_Response | None] = field(default_factory=asyncio.Queue)
     subscribed: dict[str, set[str]] = field(default_factory=dict)
     nonce: int = 0
     outstanding: dict[str, _Sent] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class Engine(Struct):
         """Whether clients can meet it: it kept its listeners, or has all that it was to get."""
         if self.joining and self.acknowledged >= self.joining:
             self.joining = 0
+            log.info("event=se_ready se=%s group=%s", self.name, self.group)
         return not self.joining
 
 
@@ -257,7 +260,7 @@ class AdsServer:
                 type_url=type_url, nonce=nonce, removed_resources=gone
             ).SerializeToString()
             engine.outstanding[nonce] = _Sent(sequence, type_url, [one.name for one in part])
-            engine.queue.put_nowait(head + b"".join([one.frame for one in part]))
+            engine.queue.put_nowait((head, part))
             gone, always = [], False
 
     # ── one engine ──────────────────────────────────────────────────────────────────────────
@@ -278,8 +281,9 @@ class AdsServer:
         log.info("event=se_connected se=%s group=%s", engine.name, engine.group)
         reader = asyncio.create_task(self._read(engine, first, requests))
         try:
-            while (message := await engine.queue.get()) is not None:
-                yield message
+            while (response := await engine.queue.get()) is not None:
+                head, resources = response  # put together only now: many may wait
+                yield head + b"".join([one.frame for one in resources])
         finally:
             reader.cancel()
             if self.engines.get(engine.name) is engine:

@@ -115,6 +115,7 @@ def bootstrap(
                 ]
             },
             "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
+            "stats_flush_on_admin": True,
             "stats_config": {
                 "use_all_default_tags": False,
                 "stats_matcher": {
@@ -131,10 +132,6 @@ def bootstrap(
                         },
                     }
                 ]
-            },
-            "memory_allocator_manager": {
-                "bytes_to_release": 16 << 20,
-                "memory_release_interval": "1s",
             },
         },
         option=orjson.OPT_SORT_KEYS,
