@@ -285,6 +285,7 @@ def service_engines(
                     "adopted": process.adopted,
                     "upToDate": not behind,
                     "rejected": len(engine.rejected) if engine else 0,
+                    "nacks": engine.nacks if engine else 0,
                     "virtualServices": sum(
                         1
                         for service in at.placement.services.values()

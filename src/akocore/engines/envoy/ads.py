@@ -98,6 +98,7 @@ class Engine(Struct):
     outstanding: dict[str, _Sent] = field(default_factory=dict)
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
     rejected: dict[tuple[str, str], Rejection] = field(default_factory=dict)
+    nacks: int = 0  # responses refused on this stream
     reached: int = 0  # the last sequence number sent
     joining: int = 0  # a new process listens nowhere before it has settled this number
 
@@ -372,6 +373,7 @@ class AdsServer:
                 return  # asked again, refused again
             engine.rejected[one.type_url, one.name] = new
         self.nacks += 1
+        engine.nacks += 1
         log.warning(
             "event=refused se=%s type=%s count=%d why=%r",
             *(engine.name, sent.type_url.rpartition(".")[2], len(live), message),

@@ -1,0 +1,126 @@
+"""What a crash costs: nothing that is served, and nothing that was given."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from e2e.running import Backend, Client, Running
+
+HOSTS = 24
+
+
+@pytest_asyncio.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", 0)
+    made = Running(tmp_path, server.sockets[0].getsockname()[1])
+    yield made
+    await made.stop()
+    server.close()
+
+
+class Load:
+    """Requests to every address in turn, while the block runs; answers by status."""
+
+    def __init__(self, addresses: dict[str, str]) -> None:
+        self.addresses = addresses
+        self.answers: Counter[int] = Counter()
+
+    async def _ask(self) -> None:
+        client = Client()
+        try:
+            while True:
+                for host, address in self.addresses.items():
+                    self.answers[await client.get(address, host)] += 1
+        finally:
+            client.close()
+
+    async def __aenter__(self) -> Load:
+        self._tasks = [asyncio.create_task(self._ask()) for _ in range(4)]
+        await asyncio.sleep(0.3)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def test_a_killed_akocore_costs_no_request_and_its_successor_takes_all_over(
+    running: Running,
+) -> None:
+    for i in range(1, HOSTS + 1):
+        running.dummy("app", i)
+    await running.start()
+    before = await running.until_up_to_date(HOSTS)
+    pids = {name: e["pid"] for name, e in (await running.engines()).items()}
+    async with Load(before) as load:
+        await running.kill()
+        running.dummy("late", 1)  # while nobody looks
+        (running.directory / "app1.json").unlink()
+        await asyncio.sleep(0.5)
+        await running.start()
+        del load.addresses["app1.avi.iberia.local"]
+        after = await running.until_up_to_date(HOSTS)
+        await asyncio.sleep(0.3)
+    late = after.pop("late1.avi.iberia.local")
+    gone = before.pop("app1.avi.iberia.local", None)
+    assert gone is None  # taken out of the load's own dictionary
+    assert after == before
+    engines = await running.engines()
+    assert {name: e["pid"] for name, e in engines.items()} == pids
+    assert all(e["adopted"] and not e["restarts"] for e in engines.values())
+    assert set(load.answers) <= {200, 404}, load.answers
+    assert load.answers[200] > 500
+    client = Client()
+    assert await client.get(late, "late1.avi.iberia.local") == 200
+    assert await client.get(late, "app1.avi.iberia.local") == 404
+    client.close()
+
+
+async def test_a_killed_engine_leaves_the_other_serving_and_comes_back_complete(
+    running: Running,
+) -> None:
+    for i in range(1, HOSTS + 1):
+        running.dummy("app", i)
+    await running.start()
+    before = await running.until_up_to_date(HOSTS)
+    victim, survivor = await running.engines()
+    async with Load(before) as load:
+        os.kill((await running.engines())[victim]["pid"], signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while not (await running.engines())[victim]["restarts"]:
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        after = await running.until_up_to_date(HOSTS)
+        assert (await running.engines())[survivor]["restarts"] == 0
+        while (await running.engines())[victim]["requests"] < 50:
+            load.addresses = dict(load.addresses)
+            client = Client()  # new connections: kept ones stay with the survivor
+            for host, address in before.items():
+                assert await client.get(address, host) == 200
+            client.close()
+    assert after == before
+    # What was on its way through the dead process is lost with it: at most one a client.
+    assert load.answers[0] <= 4
+    assert set(load.answers) <= {0, 200}, load.answers
+    assert "SIGKILL" in (await running.engines())[victim]["lastExit"]
+
+
+async def test_engines_stop_with_akocore_and_leave_no_socket(running: Running) -> None:
+    running.dummy("app", 1)
+    await running.start()
+    await running.until_up_to_date(1)
+    pids = [e["pid"] for e in (await running.engines()).values()]
+    await running.stop()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not list(running.state.rglob("*.sock"))
