@@ -62,7 +62,7 @@ typecheck: venv ## mypy --strict, and the stubs against the built kernels
 test: lint typecheck ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: venv ## the kernels beside their baselines; never asserts a time
+bench: venv ## kernels, translate, encode and the whole pipeline beside their limits; asserts no time
 	$(BIN)/python -m pytest benchmarks --benchmark-group-by=group \
 	  --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=min $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/compare

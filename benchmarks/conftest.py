@@ -11,10 +11,22 @@ LINES = pytest.StashKey[list[str]]()
 
 @pytest.fixture
 def measure(benchmark: Any, request: pytest.FixtureRequest) -> Measure:
-    """``measure(call, items, limit_s)`` runs the benchmark and notes its cost beside the limit."""
+    """``measure(call, items, limit_s)`` runs the benchmark and notes its cost beside the limit.
 
-    def run(call: Callable[[], Any], items: int, limit_s: float) -> Any:
-        result = benchmark(call)
+    ``setup`` makes the arguments of each of ``rounds`` single calls.
+    """
+
+    def run(
+        call: Callable[..., Any],
+        items: int,
+        limit_s: float,
+        setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+        rounds: int = 5,
+    ) -> Any:
+        if setup is None:
+            result = benchmark(call)
+        else:
+            result = benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=1)
         if benchmark.stats is not None:  # None under --benchmark-disable
             median_s = benchmark.stats.stats.median
             benchmark.extra_info.update(
@@ -31,6 +43,12 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Measure:
         return result
 
     return run
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Adds a line to the summary."""
+    return request.config.stash.setdefault(LINES, []).append
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -112,9 +112,6 @@ class Engine(Struct):
     @property
     def answers(self) -> bool:
         """Whether clients can meet it: it kept its listeners, or has all that it was to get."""
-        if self.joining and self.acknowledged >= self.joining:
-            self.joining = 0
-            log.info("event=se_ready se=%s group=%s", self.name, self.group)
         return not self.joining
 
 
@@ -310,6 +307,15 @@ class AdsServer:
         elif sent is not None and engine.rejected:
             for name in sent.names:
                 engine.rejected.pop((type_url, name), None)
+        self._asked(engine, type_url, request)
+        if engine.joining and engine.acknowledged >= engine.joining:
+            engine.joining = 0
+            log.info("event=se_ready se=%s group=%s", engine.name, engine.group)
+        if sent is not None or request.resource_names_subscribe or not request.response_nonce:
+            self._on_progress(engine.group)
+
+    def _asked(self, engine: Engine, type_url: str, request: Any) -> None:
+        """Take in what a request subscribes to, and answer what is new."""
         known = engine.subscribed.get(type_url)
         asked = set(request.resource_names_subscribe)
         if known is None:
@@ -321,8 +327,6 @@ class AdsServer:
             known |= asked
             if asked:
                 self._greet(engine, type_url, asked, {})
-        if sent is not None or known is None or asked:
-            self._on_progress(engine.group)
 
     def _greet(self, engine: Engine, type_url: str, asked: set[str], has: dict[str, str]) -> None:
         """Answer a subscription: the difference between what is wanted and what it has."""
