@@ -24,7 +24,7 @@ from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
 from akocore.events import Events
-from akocore.manifests import Batch, ManifestDirectory
+from akocore.manifests import Batch, ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.place.state import State, StateError
 from akocore.reconcile import Move, Reconciler
@@ -112,7 +112,7 @@ class Serve:
                         await self._batch(batch)
                     for task in kept:
                         task.cancel()
-            except* (EngineError, StateError) as group:
+            except* (EngineError, StateError, ManifestDirectoryError) as group:
                 raise group.exceptions[0] from None
         finally:
             await self.engines.stop_all()
