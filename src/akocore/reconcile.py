@@ -31,6 +31,7 @@ from akocore.engines.envoy.resources import (
     cluster_name,
     floor_scope,
     listener,
+    plain_sni,
     redirect_scope,
     scope,
     secret,
@@ -78,6 +79,7 @@ class Move(Struct):
     waits: dict[str, int] = field(default_factory=dict)
     hosts: list[tuple[str, str]] = field(default_factory=list)  # (host, virtual service left)
     homes: list[tuple[str, Home]] = field(default_factory=list)  # (virtual service, home left)
+    to: dict[str, str] = field(default_factory=dict)  # virtual service → its new address
 
     def __bool__(self) -> bool:
         return bool(self.hosts or self.homes)
@@ -293,8 +295,8 @@ class Reconciler:
                 placed.left.add(vs)
         for vs, home in move.homes:
             service = self.placement.services.get(vs)
-            if service is not None and home in service.homes[:-1]:
-                service.settled = service.homes[-1].address
+            if service is not None and service.left.get(home.address) == move.number:
+                service.settled = move.to[vs]
 
     # ── infrastructure: groups, networks, settings ──────────────────────────────────────────
 
@@ -476,6 +478,7 @@ class Reconciler:
             for old in before:
                 if old != home:
                     service.left[old.address] = move.number
+                    move.to[service.name] = home.address
                     move.homes.append((service.name, old))
 
     def _place(self, host: str, model: HostModel, service: VirtualService, move: Move) -> None:
@@ -483,6 +486,7 @@ class Reconciler:
         if placed is None:
             placed = self.hosts[host] = Placed(model, service.name)
             service.hosts.add(host)
+            self._push_secret(host)  # a wildcard may have spoken for it so far
         elif placed.model == model and placed.vs == service.name and placed.scopes:
             return
         else:
@@ -491,7 +495,10 @@ class Reconciler:
                     self.placement.forget_host(placed.model.setting, host)
                 placed.old[placed.vs] = move.number
                 placed.left.discard(placed.vs)
+                if placed.shown == service.name:  # back to where it still is: the others never were
+                    placed.left.update(placed.old)
                 placed.old.pop(service.name, None)
+                placed.left.discard(service.name)
                 move.hosts.append((host, placed.vs))
                 placed.vs = service.name
                 service.hosts.add(host)
@@ -679,12 +686,18 @@ class Reconciler:
 
     def secret_for(self, sni: str) -> Encoded | None:
         """What an engine gets when a client asks for ``sni``: exact host, wildcard, any host."""
-        name = sni.lower().rstrip(".")
+        host = self.host_of_sni(sni)
+        if host is None:
+            return None
+        found = self.certificate_of(self.hosts[host].model.certificate)
+        return secret(sni, found) if isinstance(found, Certificate) else None
+
+    def host_of_sni(self, sni: str) -> str | None:
+        """The host that a client means by ``sni``; None when nobody has it."""
+        name = plain_sni(sni)
         for host in (name, f"*.{name.partition('.')[2]}", ANY_HOST):
-            placed = self.hosts.get(host)
-            if placed is not None and host != NO_SNI:
-                found = self.certificate_of(placed.model.certificate)
-                return secret(sni, found) if isinstance(found, Certificate) else None
+            if host in self.hosts and host != NO_SNI:
+                return host
         return None
 
     def _secrets(self, keys: Iterable[str]) -> None:
@@ -725,9 +738,14 @@ class Reconciler:
         if not rejected:
             return set()
         out: set[str] = set()
+        refused_sni: dict[str | None, list[str]] = {}
+        for type_url, name in rejected:
+            if type_url == SDS:
+                refused_sni.setdefault(self.host_of_sni(name), []).append(name)
         for host, placed in self.hosts.items():
             names = {(SRDS, name) for _, name in placed.scopes}
             names |= {(CDS, cluster_name(backend)) for _, backend in placed.backends}
+            names |= {(SDS, sni) for sni in refused_sni.get(host, ())}
             service = self.placement.services[placed.vs]
             for home in service.homes:
                 for port in service.infra.listeners:
@@ -743,19 +761,7 @@ class Reconciler:
             for engine in self.ads.engines.values():
                 if engine.group != group:
                     continue
-                asked = engine.subscribed.get(SDS, set())
-                names = (
-                    [n for n in (host,) if n in asked]
-                    if host and not host.startswith("*") and host in asked
-                    else [
-                        n
-                        for n in asked
-                        if not host
-                        or n.lower() == host
-                        or (host[:1] == "*" and n.lower().endswith(host[1:]))
-                    ]
-                )
-                for name in names:
+                for name in engine.names_of(host):
                     one = self.secret_for(name)
                     if one is None:
                         self._drop(group, SDS, name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from akocore.engines.envoy.ads import Engine
-from akocore.engines.envoy.resources import CDS, LDS, SRDS, cluster_name, collection
+from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name, collection
 from akocore.kube.objects import Ingress
 from akocore.model import Refusal
 from akocore.place.virtual_services import Home, Placed, VirtualService
@@ -56,7 +56,10 @@ def _listeners(service: VirtualService, home: Home) -> list[str]:
     return [f"{service.name}/{home.address}:{port.port}" for port in service.infra.listeners]
 
 
-def _engine_refusals(at: Reconciler, placed: Placed) -> list[tuple[str, str, str]]:
+_REFUSED_FIELD = {LDS: "status.loadBalancer", SDS: "spec.tls"}  # else: spec.rules
+
+
+def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[str, str, str]]:
     """(field, engine, its words) of what the engines refuse of a host.  Cost: the refused."""
     rejecting = [engine for engine in at.ads.engines.values() if engine.rejected]
     if not rejecting:
@@ -66,12 +69,13 @@ def _engine_refusals(at: Reconciler, placed: Placed) -> list[tuple[str, str, str
     service = at.placement.services[placed.vs]
     for home in service.homes:
         wanted |= {(LDS, name) for name in _listeners(service, home)}
-    return [
-        ("status.loadBalancer" if type_url == LDS else "spec.rules", engine.name, found.message)
+    said = [
+        (_REFUSED_FIELD.get(type_url, "spec.rules"), engine.name, found.message)
         for engine in rejecting
         for (type_url, name), found in engine.rejected.items()
-        if (type_url, name) in wanted
+        if (type_url, name) in wanted or (type_url == SDS and at.host_of_sni(name) == host)
     ]
+    return list(dict.fromkeys(said))  # a wildcard's certificate is refused once a name
 
 
 def _serving(at: Reconciler, service: VirtualService, home: Home) -> list[Engine]:
@@ -135,7 +139,7 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
                 f"Network {service.exhausted} has no free address for {service.name}."
                 " Widen its vipRanges.",
             )
-        for field, engine, words in _engine_refusals(at, placed):
+        for field, engine, words in _engine_refusals(at, host, placed):
             no(field, "EngineRejected", f"{engine}: {words}")
     for secret, field in seen.tls.values():
         found = at.certificate_of(secret)

@@ -41,15 +41,16 @@ class VirtualService(Struct):
     homes: list[Home] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
     left: dict[str, int] = field(default_factory=dict)  # address left → number of the move
-    settled: str = ""  # the wanted address, once every engine has it
+    settled: str = ""  # the last address that every engine had
     closed: bool = False  # listens no more, but clients may still be connected
     exhausted: str = ""  # the Network that has no address left for it
 
     @property
     def shown(self) -> Home | None:
-        """The home that status names: the oldest one that still serves."""
-        wanted = self.homes[-1] if self.homes else None
-        return wanted if wanted is None or wanted.address == self.settled else self.homes[0]
+        """The home that status names: the settled one, else the oldest that still serves."""
+        if not self.homes:
+            return None
+        return next((h for h in self.homes if h.address == self.settled), self.homes[0])
 
 
 class Placed(Struct):
@@ -155,6 +156,7 @@ class Placement:
         if wanted in service.homes:
             service.homes.remove(wanted)
         service.homes.append(wanted)
+        service.settled = service.settled or address
         return wanted
 
     def leave(self, service: VirtualService, home: Home) -> None:

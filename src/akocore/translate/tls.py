@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from datetime import datetime
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from akocore.kube.objects import Secret
 
+if TYPE_CHECKING:
+    from cryptography import x509
+
 __all__ = ["Certificate", "CertificateProblem", "certificate"]
+
+
+_BEGIN: Final = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----")
 
 
 class Certificate(Struct, frozen=True, gc=False):
@@ -55,6 +63,8 @@ def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProbl
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from cryptography.hazmat.primitives.serialization import (
         Encoding,
+        NoEncryption,
+        PrivateFormat,
         PublicFormat,
         load_pem_private_key,
     )
@@ -78,6 +88,8 @@ def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProbl
         return no("tls.key", "InvalidCertificate", "It is not a plain PEM private key. Replace it.")
     except Exception as err:  # an algorithm the library does not know
         return no("tls.key", "InvalidCertificate", f"{err}. Use an RSA or ECDSA key.")
+    if len(certificates) != len(_BEGIN.findall(chain)):
+        return no("tls.crt", "InvalidCertificate", "One of its blocks is cut off. Replace it.")
     leaf = certificates[0]
     public = private.public_key()
     try:
@@ -98,6 +110,14 @@ def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProbl
         and public.curve.name in ("secp256r1", "secp384r1", "secp521r1")
     ):
         return no("tls.key", "InvalidCertificate", "Use an RSA or an ECDSA P-256/384/521 key.")
+    else:
+        usage = _key_usage(leaf)
+        if usage is not None and not usage.digital_signature:
+            return no(
+                "tls.crt",
+                "InvalidCertificate",
+                "Its key usage has no digitalSignature, which TLS needs. Have it issued with it.",
+            )
     not_after = leaf.not_valid_after_utc
     if not_after <= now:
         return no(
@@ -105,4 +125,18 @@ def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProbl
             "CertificateExpired",
             f"It expired at {not_after:%Y-%m-%dT%H:%M:%SZ}. Renew it.",
         )
-    return Certificate(chain, key, not_after.timestamp())
+    # Written anew: Envoy reads PEM less kindly (no indent, no byte order mark, a block a line).
+    return Certificate(
+        b"".join(one.public_bytes(Encoding.PEM) for one in certificates),
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        not_after.timestamp(),
+    )
+
+
+def _key_usage(leaf: x509.Certificate) -> x509.KeyUsage | None:
+    from cryptography import x509
+
+    try:
+        return leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (ValueError, x509.ExtensionNotFound):
+        return None

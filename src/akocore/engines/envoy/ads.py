@@ -27,7 +27,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from msgspec import Struct, field
 
 from akocore._fast.diff import diff_fingerprints
-from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, Encoded
+from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, Encoded, plain_sni
 
 __all__ = ["AdsServer", "Catalog", "Engine", "Rejection"]
 
@@ -94,6 +94,7 @@ class Engine(Struct):
     group: str
     queue: asyncio.Queue[_Response | None] = field(default_factory=asyncio.Queue)
     subscribed: dict[str, set[str]] = field(default_factory=dict)
+    spellings: dict[str, set[str]] = field(default_factory=dict)  # host → SNIs asked for
     nonce: int = 0
     outstanding: dict[str, _Sent] = field(default_factory=dict)
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
@@ -108,6 +109,18 @@ class Engine(Struct):
         waiting = [sent.sequence for sent in self.outstanding.values()]
         waiting += self.awaited.values()
         return min(waiting) - 1 if waiting else self.reached
+
+    def names_of(self, host: str) -> list[str]:
+        """The SNIs that ``host`` may speak for, of those asked for or refused.
+
+        Cost: constant; of a wildcard, and of "" for any host: all that are asked for.
+        """
+        refused = {name for type_url, name in self.rejected if type_url == SDS}
+        if host and not host.startswith("*"):
+            known = self.spellings.get(host, set())
+            return sorted(known | {name for name in refused if plain_sni(name) == host})
+        asked = self.subscribed.get(SDS, set()) | refused
+        return sorted(n for n in asked if not host or plain_sni(n).partition(".")[2] == host[2:])
 
     @property
     def answers(self) -> bool:
@@ -183,6 +196,8 @@ class AdsServer:
         catalog.sequence += 1
         for engine in self._of(group):
             engine.reached = catalog.sequence
+            for one in (*changed[SDS], *removed[SDS]):
+                engine.rejected.pop((SDS, one.name), None)  # it is another one now
             for type_url in _PUT_ORDER:
                 if type_url == LDS:
                     self._await_scopes(engine, changed[LDS], catalog.sequence)
@@ -318,6 +333,14 @@ class AdsServer:
         """Take in what a request subscribes to, and answer what is new."""
         known = engine.subscribed.get(type_url)
         asked = set(request.resource_names_subscribe)
+        if type_url == SDS:
+            for name in request.resource_names_unsubscribe:
+                spelt = engine.spellings.get(plain_sni(name), set())
+                spelt.discard(name)
+                if not spelt:
+                    engine.spellings.pop(plain_sni(name), None)
+            for name in asked:
+                engine.spellings.setdefault(plain_sni(name), set()).add(name)
         if known is None:
             engine.subscribed[type_url] = asked
             if type_url in (CDS, LDS, SRDS, SDS):
@@ -333,7 +356,7 @@ class AdsServer:
         catalog = self.catalog(engine.group)
         sequence = engine.reached
         if type_url == SDS:
-            found = {name: catalog.secret(name) for name in asked}
+            found = {name: self._secret(engine, name) for name in asked}
             puts = [
                 one
                 for one in found.values()
@@ -362,10 +385,21 @@ class AdsServer:
         else:
             self._send(engine, type_url, wanted.values(), (), sequence, always=True)
 
+    def _secret(self, engine: Engine, name: str) -> Encoded | None:
+        """The certificate for an SNI; None also when the engine has refused just that one."""
+        one = self.catalog(engine.group).secret(name)
+        refused = engine.rejected.get((SDS, name))
+        same = one is not None and refused is not None and refused.fingerprint == one.fingerprint
+        return None if same else one
+
     def _refused(self, engine: Engine, sent: _Sent, message: str) -> None:
         """Find the resource at fault by halves; the rest goes again."""
-        resources = self.catalog(engine.group).resources.get(sent.type_url, {})
-        live = [resources[name] for name in sent.names if name in resources]
+        if sent.type_url == SDS:
+            found = [self._secret(engine, name) for name in sent.names]
+            live = [one for one in found if one is not None]
+        else:
+            resources = self.catalog(engine.group).resources[sent.type_url]
+            live = [resources[name] for name in sent.names if name in resources]
         if len(live) > 1:
             half = len(live) // 2
             self._send(engine, sent.type_url, live[:half], (), sent.sequence)
@@ -376,6 +410,8 @@ class AdsServer:
             if engine.rejected.get((one.type_url, one.name)) == new:
                 return  # asked again, refused again
             engine.rejected[one.type_url, one.name] = new
+            if one.type_url == SDS:  # else the handshakes that wait for it would wait on
+                self._send(engine, SDS, (), (one.name,), sent.sequence)
         self.nacks += 1
         engine.nacks += 1
         log.warning(

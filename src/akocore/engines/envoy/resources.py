@@ -50,6 +50,7 @@ __all__ = [
     "collection",
     "floor_scope",
     "listener",
+    "plain_sni",
     "redirect_scope",
     "scope",
     "scope_name",
@@ -370,6 +371,11 @@ def _on_demand_messages() -> tuple[type[Message], type[Message]]:
 
 NO_SNI: Final = "*"
 """The certificate that a client without SNI is asked for."""
+
+
+def plain_sni(sni: str) -> str:
+    """The host that a client means: Envoy asks for the name as the client spells it."""
+    return sni.lower().rstrip(".")
 
 
 @cache

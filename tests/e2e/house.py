@@ -1,0 +1,138 @@
+"""A directory of manifests, akocore over it with real Envoys, and a client of its VIPs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from akocore import status
+from akocore.config import load_config
+from akocore.engines.envoy.process import find_envoy
+from akocore.serve import Serve
+
+CLASS = """
+apiVersion: akocore.io/v1alpha1
+kind: Network
+metadata: {name: vips}
+spec: {subnet: 127.10.77.0/24, vipRanges: [{begin: 127.10.77.225, end: 127.10.77.254}]}
+---
+apiVersion: ako.vmware.com/v1alpha1
+kind: AviInfraSetting
+metadata: {name: critical.infra}
+spec: {network: {names: [vips]}, l7Settings: {shardSize: SIZE}}
+---
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: critical-ic}
+spec:
+  controller: ako.vmware.com/avi-lb
+  parameters: {apiGroup: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
+"""
+
+APP = """
+apiVersion: v1
+kind: Service
+metadata: {name: NAME}
+spec: {ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: NAME, labels: {kubernetes.io/service-name: NAME}}
+addressType: IPv4
+ports: [{port: BACKEND}]
+endpoints: [{addresses: [127.0.0.1]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: NAME}
+spec:
+  ingressClassName: critical-ic
+  rules:
+  - host: "HOST"
+    http:
+      paths:
+      - path: PATH
+        pathType: Prefix
+        backend: {service: {name: NAME, port: {number: 80}}}
+"""
+
+
+class House:
+    """A running akocore over ``directory``, and a client of its VIPs."""
+
+    def __init__(self, serve: Serve, directory: Path, client: aiohttp.ClientSession) -> None:
+        self.serve = serve
+        self.directory = directory
+        self.client = client
+        self.backend = 0
+        self.offset = 0
+
+    def write(self, name: str, text: str) -> None:
+        (self.directory / name).write_text(text)
+
+    def app(self, name: str, host: str, path: str = "/") -> None:
+        text = APP.replace("NAME", name).replace("HOST", host).replace("PATH", path)
+        self.write(f"{name}.yaml", text.replace("BACKEND", str(self.backend)))
+
+    def addresses(self) -> dict[str, str]:
+        """Host → address, as status says."""
+        return {
+            point["hostname"]: point["ip"]
+            for item in status.ingresses(self.serve.reconciler)
+            for point in item["status"]["loadBalancer"]["ingress"]
+        }
+
+    async def get(self, address: str, host: str, path: str = "/") -> int:
+        url = f"http://{address}:{80 + self.offset}{path}"
+        async with self.client.get(url, headers={"Host": host}) as answer:
+            return answer.status
+
+    async def until(self, true: Callable[[], bool], seconds: float = 10) -> None:
+        async with asyncio.timeout(seconds):
+            while not true():
+                await asyncio.sleep(0.02)
+
+    async def until_status(self, address: str, host: str, wanted: int, path: str = "/") -> None:
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    if await self.get(address, host, path) == wanted:
+                        return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def house_over(scratch: Path) -> AsyncIterator[House]:
+    """A house over the empty directory ``scratch/d``, and one backend for all of its apps."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    backend = web.AppRunner(app := web.Application())
+    app.router.add_get("/{path:.*}", answer)
+    await backend.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await web.SockSite(backend, listening).start()
+        directory = scratch / "d"
+        directory.mkdir()
+        config = scratch / "config.yaml"
+        config.write_text("moveGraceSeconds: 1\n")
+        offset = 9000
+        serve = Serve(directory, scratch / "s", load_config(config), find_envoy(), offset)
+        async with aiohttp.ClientSession() as client:
+            made = House(serve, directory, client)
+            made.backend, made.offset = listening.getsockname()[1], offset
+            task = asyncio.create_task(serve.run())
+            await asyncio.wait_for(serve.ready.wait(), 10)
+            yield made
+            serve.stop()
+            await asyncio.wait_for(task, 30)
+        await backend.cleanup()
