@@ -17,3 +17,12 @@ def require_real() -> Callable[[bool, str], None]:
             pytest.skip(f"needs {what}")
 
     return check
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write goldens anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--update-golden") and os.environ.get("CI"):
+        raise pytest.UsageError("--update-golden is for your own machine: review its diff")

@@ -29,9 +29,15 @@ class Event(Struct):
 
 
 class Events:
-    """The last ``keep`` events.  Cost of each call: what it is given."""
+    """The last ``keep`` events; ``on_new`` hears of each once.  A call costs what it is given."""
 
-    def __init__(self, now: Callable[[], datetime], keep: int = 2000) -> None:
+    def __init__(
+        self,
+        now: Callable[[], datetime],
+        keep: int = 2000,
+        on_new: Callable[[Event], None] = lambda _event: None,
+    ) -> None:
+        self.on_new = on_new
         self._now = now
         self._keep = keep
         self._ring: OrderedDict[tuple[str, str, str], Event] = OrderedDict()
@@ -48,6 +54,7 @@ class Events:
             event = Event(object_, type_, reason, note, now, now)
             level = logging.WARNING if type_ == "Warning" else logging.INFO
             log.log(level, "event=%s object=%s note=%r", reason, object_, note)
+            self.on_new(event)
         else:
             event.last, event.count = now, event.count + 1
         self._ring[at] = event

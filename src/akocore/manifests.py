@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from akocore.file_events import FileEvents, walk
-from akocore.kube.objects import Change, Object
+from akocore.kube.objects import Batch, Change, Object
 from akocore.manifest_file import Reading, duplicate, read
 from akocore.model import Refusal
 
@@ -50,18 +50,6 @@ class Memory(Protocol):
     def room(self, name: str) -> Mapping[str, str]: ...
     def put(self, room: str, key: str, value: str) -> None: ...
     def drop(self, room: str, key: str) -> None: ...
-
-
-class Batch(Struct, frozen=True):
-    """What one look at the directory brought.
-
-    ``refusals``: by path relative to the directory, all there are of that file now; () when
-    it is fine again.  ``at``: `time.monotonic` when the first file event was seen.
-    """
-
-    changes: tuple[Change, ...]
-    refusals: dict[str, tuple[Refusal, ...]]
-    at: float
 
 
 class _File(Struct):
@@ -111,6 +99,14 @@ class ManifestDirectory:
         for id_ in [i for i in self._memory.room(_CREATED) if i not in self._claims]:
             self._memory.drop(_CREATED, id_)
         return batch
+
+    async def first(self) -> Batch:
+        """`load`, in a thread."""
+        return await asyncio.to_thread(self.load)
+
+    async def follow_secrets(self, wanted: set[str]) -> Batch | None:
+        """All Secrets of the directory come anyway."""
+        return None
 
     async def watch(self, stop: asyncio.Event) -> AsyncIterator[Batch]:
         """Batches as files change, until ``stop``.  Raises `ManifestDirectoryError`.

@@ -125,7 +125,7 @@ class Reconciler:
         self.networks: dict[str, NetworkSpec] = {}
         self.network_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.certificates: dict[str, Certificate | CertificateProblem] = {}
-        self._now = now
+        self.now = now
         self._on_move = on_move
         self._on_close = on_close
         self._moves = 0
@@ -134,6 +134,7 @@ class Reconciler:
         self._default_class: IngressClass | None = None
         self._diffs: dict[str, _Diff] = {}
         self._unsettled: list[Placed] = []
+        self._placed: list[tuple[str, int, str]] = []
 
     # ── events ──────────────────────────────────────────────────────────────────────────────
 
@@ -676,7 +677,7 @@ class Reconciler:
         if obj is None or not any(True for _ in self.store.referrers("Secret", key)):
             self.certificates.pop(key, None)
         else:
-            self.certificates[key] = certificate(obj, self._now())
+            self.certificates[key] = certificate(obj, self.now())
 
     def certificate_of(self, key: str) -> Certificate | CertificateProblem | None:
         """The certificate in a Secret; None when there is no such Secret."""
@@ -710,7 +711,7 @@ class Reconciler:
 
     def expire(self) -> set[str]:
         """Stop serving certificates that have expired; keys of the Ingresses that had them."""
-        now = self._now().timestamp()
+        now = self.now().timestamp()
         gone = [
             key
             for key, found in self.certificates.items()
@@ -791,8 +792,23 @@ class Reconciler:
         for placed in self._unsettled:
             for (group, vs), sequence in placed.sequence.items():
                 if sequence < 0:
-                    placed.sequence[group, vs] = self.ads.catalog(group).sequence
+                    number = self.ads.catalog(group).sequence
+                    placed.sequence[group, vs] = number
+                    self._placed.append((group, number, placed.model.host))
         self._unsettled.clear()
+
+    def take_placed(self) -> list[tuple[str, int, str]]:
+        """(group, publication, host) of the places that hosts were given since the last call."""
+        placed, self._placed = self._placed, []
+        return placed
+
+    def hosts_of_move(self, move: Move) -> set[str]:
+        """The hosts whose address a move changes."""
+        hosts = {host for host, _ in move.hosts}
+        for vs, _ in move.homes:
+            if (service := self.placement.services.get(vs)) is not None:
+                hosts |= service.hosts
+        return hosts
 
     def wanted_engines(self) -> dict[str, int]:
         """How many Service Engines each group needs now: none for a group without a home."""

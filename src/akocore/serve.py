@@ -1,4 +1,4 @@
-"""``akocore serve DIR``: a directory of manifests, local Envoys, one loop.
+"""One akocore: a source of objects, the loop, local Envoys, and a sink for status.
 
 Also answers `get` and `explain` on the same unix socket, as the gRPC methods
 ``akocore.v1alpha1.Control/Get`` and ``/Explain`` (JSON in, JSON out).
@@ -11,10 +11,11 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import orjson
@@ -23,13 +24,14 @@ from akocore import status
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
-from akocore.events import Events
-from akocore.manifests import Batch, ManifestDirectory, ManifestDirectoryError
+from akocore.events import Event, Events
+from akocore.kube.objects import Batch
+from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.place.state import State, StateError
 from akocore.reconcile import Move, Reconciler
 
-__all__ = ["CONTROL", "KINDS", "Serve"]
+__all__ = ["CONTROL", "KINDS", "Serve", "Sink", "Source", "of_directory"]
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +47,56 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+class Source(Protocol):
+    """Where the objects come from: a directory of manifests, or a cluster."""
+
+    async def first(self) -> Batch:
+        """Everything that is there."""
+        ...
+
+    def watch(self, stop: asyncio.Event) -> AsyncIterator[Batch]:
+        """What changes from then on."""
+        ...
+
+    async def follow_secrets(self, wanted: set[str]) -> Batch | None:
+        """Just these Secrets ("namespace/name") are needed; what has come with that."""
+        ...
+
+
+class Sink(Protocol):
+    """Where status goes, for a source that wants it back."""
+
+    def touch(self, kind: str, key: str) -> None:
+        """The status of this object may be another one now."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """Something new was said."""
+        ...
+
+    async def run(self) -> None:
+        """Write what was touched, until cancelled."""
+        ...
+
+
+def of_directory(directory: Path) -> Callable[[State], Source]:
+    """The source of ``akocore serve DIR``."""
+    return lambda state: ManifestDirectory(
+        directory, state, lambda: _now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    )
+
+
 class Serve:
-    """One akocore over one directory."""
+    """One akocore over one source.  ``sink``: made with this, when status is to be written."""
 
     def __init__(
-        self, directory: Path, state_dir: Path, config: Config, envoy: Envoy, port_offset: int = 0
+        self,
+        source: Callable[[State], Source],
+        state_dir: Path,
+        config: Config,
+        envoy: Envoy,
+        port_offset: int = 0,
+        sink: Callable[[Serve], Sink] | None = None,
     ) -> None:
         self.config = config
         self.port_offset = port_offset
@@ -74,9 +121,13 @@ class Serve:
             on_close=self._closing,
             port_offset=port_offset,
         )
-        self.source = ManifestDirectory(
-            directory, self.state, lambda: _now().strftime("%Y-%m-%dT%H:%M:%SZ")
-        )
+        self.source = source(self.state)
+        self.sink = sink(self) if sink is not None else None
+        if self.sink is not None:
+            self.events.on_new = self.sink.event
+        self._secrets_of: dict[str, frozenset[str]] = {}  # Ingress → Secrets
+        self._secret_users: Counter[str] = Counter()
+        self._to_show: dict[str, deque[tuple[int, str]]] = {}  # group → (publication, host)
         self.file_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.ready = asyncio.Event()
         self._stop = asyncio.Event()
@@ -104,6 +155,8 @@ class Serve:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     kept = [tasks.create_task(c) for c in (self._keep_engines(), self._upkeep())]
+                    if self.sink is not None:
+                        kept.append(tasks.create_task(self.sink.run()))
                     await self._first_batch()
                     self.ads.open()
                     self.ready.set()
@@ -127,7 +180,7 @@ class Serve:
         """All that is there.  It stays, so the collector need not look at it, now or later."""
         gc.disable()
         began = time.perf_counter()
-        batch = await asyncio.to_thread(self.source.load)
+        batch = await self.source.first()
         read = time.perf_counter()
         await self._batch(batch)
         self.reconciler.forget_absent()
@@ -143,6 +196,8 @@ class Serve:
     async def _batch(self, batch: Batch) -> None:
         touched = self.reconciler.apply(batch.changes)
         self._engines_due.set()
+        for group, sequence, host in self.reconciler.take_placed():
+            self._to_show.setdefault(group, deque()).append((sequence, host))
         for path, refusals in batch.refusals.items():
             self.file_refusals.pop(path, None)
             if refusals:
@@ -150,10 +205,38 @@ class Serve:
             self.events.refusals(f"File/{path}", refusals)
         await self._commit()
         self._say(touched)
+        if self._count_secrets(touched):
+            more = await self.source.follow_secrets(set(self._secret_users))
+            if more is not None:
+                await self._batch(more)
+
+    def _count_secrets(self, touched: set[str]) -> bool:
+        """Keep account of the Secrets that our Ingresses name; whether there are others now."""
+        before = self._secret_users.keys() - ()
+        at = self.reconciler
+        for key in touched:
+            ingress = at.store.ingress(key)
+            ours = ingress is not None and at.governed(ingress).ours
+            now = frozenset(s for s, _ in at.store.view(key).tls.values()) if ours else frozenset()
+            old = self._secrets_of.pop(key, frozenset())
+            if now:
+                self._secrets_of[key] = now
+            self._secret_users.update(now)
+            self._secret_users.subtract(old)
+            for secret in old:
+                if not self._secret_users[secret]:
+                    del self._secret_users[secret]
+        return before != self._secret_users.keys()
+
+    def _touch(self, keys: Iterable[str]) -> None:
+        if self.sink is not None:
+            for key in keys:
+                self.sink.touch("Ingress", key)
 
     def _say(self, touched: set[str]) -> None:
         """Events of the touched Ingresses, and of settings and Networks when these changed."""
         at = self.reconciler
+        self._touch(touched)
         for key in touched:
             if at.store.ingress(key) is None:
                 self.events.forget(f"Ingress/{key}")
@@ -163,6 +246,8 @@ class Serve:
         if said[0] is not self._said[0] or said[1] is not self._said[1]:
             for name, refusals in at.setting_refusals.items():
                 self.events.refusals(f"AviInfraSetting/{name}" if name else "Config", refusals)
+                if self.sink is not None and name:
+                    self.sink.touch("AviInfraSetting", name)
             for name, refusals in at.network_refusals.items():
                 self.events.refusals(f"Network/{name}", refusals)
             self._said = said
@@ -225,11 +310,17 @@ class Serve:
             note = f"pid {process.pid}, restarts {process.restarts}"
             self.events.say(f"ServiceEngine/{name}", "Normal", "EngineStarted", note)
 
-    def _progress(self, _group: str) -> None:
+    def _progress(self, group: str) -> None:
+        acknowledged = self.ads.acknowledged(group)
+        waiting = self._to_show.get(group)
+        while waiting and waiting[0][0] <= acknowledged:
+            self._touch(self.reconciler.store.ingresses_of_host(waiting.popleft()[1]))
         for move in list(self._moving):
             if all(self.ads.acknowledged(g) >= n for g, n in move.waits.items()):
                 self._moving.remove(move)
                 self.reconciler.settle_move(move)
+                for host in self.reconciler.hosts_of_move(move):
+                    self._touch(self.reconciler.store.ingresses_of_host(host))
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.config.move_grace_seconds, self._finish, move)
         if self.ads.nacks != self._nacks_said:

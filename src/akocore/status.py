@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from akocore.events import Events
 
 __all__ = [
+    "accepted",
     "events",
     "explain",
     "groups",
@@ -40,7 +41,7 @@ def _condition(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _accepted(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
+def accepted(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
     """``status`` and ``error`` as AKO writes them."""
     return {
         "status": "Accepted" if all(r.warning for r in refusals) else "Rejected",
@@ -316,7 +317,7 @@ def settings(at: Reconciler) -> list[dict[str, Any]]:
             if infra
             else {}
         )
-        status = _accepted(at.setting_refusals.get(key, ()))
+        status = accepted(at.setting_refusals.get(key, ()))
         out.append({"metadata": {"name": key}, "status": {**status, "inForce": force}})
     return out
 
@@ -328,7 +329,7 @@ def networks(at: Reconciler) -> list[dict[str, Any]]:
         pool = at.placement.pools.get(name)
         given = {"total": pool.size, "free": pool.free} if pool else {"total": 0, "free": 0}
         out.append(
-            {"metadata": {"name": name}, "status": {**_accepted(refusals), "addresses": given}}
+            {"metadata": {"name": name}, "status": {**accepted(refusals), "addresses": given}}
         )
     return out
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from akocore import status
 from akocore.config import load_config
 from akocore.engines.envoy.process import find_envoy
-from akocore.serve import Serve
+from akocore.serve import Serve, of_directory
 
 CLASS = """
 apiVersion: akocore.io/v1alpha1
@@ -76,8 +76,11 @@ class House:
     def write(self, name: str, text: str) -> None:
         (self.directory / name).write_text(text)
 
-    def app(self, name: str, host: str, path: str = "/") -> None:
+    def app(self, name: str, host: str, path: str = "/", tls: str = "") -> None:
+        """Service, EndpointSlice and Ingress ``name``; ``tls``: with this Secret."""
         text = APP.replace("NAME", name).replace("HOST", host).replace("PATH", path)
+        if tls:
+            text += f'  tls: [{{hosts: ["{host}"], secretName: {tls}}}]\n'
         self.write(f"{name}.yaml", text.replace("BACKEND", str(self.backend)))
 
     def addresses(self) -> dict[str, str]:
@@ -88,9 +91,11 @@ class House:
             for point in item["status"]["loadBalancer"]["ingress"]
         }
 
-    async def get(self, address: str, host: str, path: str = "/") -> int:
+    async def get(self, address: str, host: str, path: str = "/", *, redirects: bool = True) -> int:
         url = f"http://{address}:{80 + self.offset}{path}"
-        async with self.client.get(url, headers={"Host": host}) as answer:
+        async with self.client.get(
+            url, headers={"Host": host}, allow_redirects=redirects
+        ) as answer:
             return answer.status
 
     async def until(self, true: Callable[[], bool], seconds: float = 10) -> None:
@@ -126,13 +131,16 @@ async def house_over(scratch: Path) -> AsyncIterator[House]:
         config = scratch / "config.yaml"
         config.write_text("moveGraceSeconds: 1\n")
         offset = 9000
-        serve = Serve(directory, scratch / "s", load_config(config), find_envoy(), offset)
+        serve = Serve(
+            of_directory(directory), scratch / "s", load_config(config), find_envoy(), offset
+        )
         async with aiohttp.ClientSession() as client:
             made = House(serve, directory, client)
             made.backend, made.offset = listening.getsockname()[1], offset
             task = asyncio.create_task(serve.run())
             await asyncio.wait_for(serve.ready.wait(), 10)
             yield made
+            await client.close()  # else the engines wait for its connections to end
             serve.stop()
             await asyncio.wait_for(task, 30)
         await backend.cleanup()

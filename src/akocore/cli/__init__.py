@@ -5,10 +5,12 @@ from __future__ import annotations
 import typer
 
 from akocore.cli.config import config
+from akocore.cli.controller import controller
 from akocore.cli.demo import demo
 from akocore.cli.dummy import dummy
 from akocore.cli.explain import explain
 from akocore.cli.get import get
+from akocore.cli.install import crds, install
 from akocore.cli.serve import serve
 from akocore.cli.shard import shard
 
@@ -19,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (serve, get, explain, demo, dummy, shard, config):
+for command in (serve, controller, get, explain, demo, dummy, shard, config, crds, install):
     app.command()(command)
 
 

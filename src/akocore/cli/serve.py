@@ -25,13 +25,15 @@ def serve(
     from akocore.engines.envoy.process import EngineError, find_envoy
     from akocore.manifests import ManifestDirectoryError
     from akocore.place.state import StateError
-    from akocore.serve import Serve
+    from akocore.serve import Serve, of_directory
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     state = state.absolute()
 
     async def run() -> None:
-        await Serve(directory, state, load_config(config), find_envoy(envoy), port_offset).run()
+        await Serve(
+            of_directory(directory), state, load_config(config), find_envoy(envoy), port_offset
+        ).run()
 
     try:
         asyncio.run(run())

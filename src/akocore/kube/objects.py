@@ -12,10 +12,14 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from akocore.model import Refusal
+
 __all__ = [
     "KINDS",
     "AviInfraSetting",
+    "Batch",
     "Change",
+    "Condition",
     "EndpointSlice",
     "Ingress",
     "IngressClass",
@@ -145,10 +149,24 @@ class IngressSpec(_Part, frozen=True):
     rules: tuple[IngressRule, ...] = ()
 
 
+class IngressPoint(_Part, frozen=True):
+    ip: str = ""
+    hostname: str = ""
+
+
+class IngressLoadBalancer(_Part, frozen=True):
+    ingress: tuple[IngressPoint, ...] = ()
+
+
+class IngressStatus(_Part, frozen=True):
+    load_balancer: IngressLoadBalancer = IngressLoadBalancer()
+
+
 class Ingress(Object, frozen=True, gc=False, kw_only=True):
     GROUP = "networking.k8s.io"
     KIND = "Ingress"
     spec: IngressSpec = IngressSpec()
+    status: IngressStatus = IngressStatus()
 
 
 # ── core/v1 and discovery.k8s.io/v1 ─────────────────────────────────────────────────────────
@@ -276,12 +294,32 @@ class AviInfraSettingSpec(_Part, frozen=True):
     nsx_settings: NsxSettings | None = None
 
 
+class Condition(_Part, frozen=True):
+    """``meta/v1 Condition``."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    observed_generation: int = 0
+    last_transition_time: str = ""
+
+
+class AcceptedStatus(_Part, frozen=True):
+    """``status`` and ``error`` as AKO writes them, and conditions as others do."""
+
+    status: str = ""
+    error: str = ""
+    conditions: tuple[Condition, ...] = ()
+
+
 class AviInfraSetting(Object, frozen=True, gc=False, kw_only=True):
     GROUP = "ako.vmware.com"
     VERSIONS = ("v1alpha1", "v1beta1")
     KIND = "AviInfraSetting"
     NAMESPACED = False
     spec: AviInfraSettingSpec = AviInfraSettingSpec()
+    status: AcceptedStatus = AcceptedStatus()
 
 
 # ── akocore.io/v1alpha1 ─────────────────────────────────────────────────────────────────────
@@ -368,6 +406,18 @@ class Change(Struct, frozen=True, gc=False):
     kind: str
     key: str
     obj: Object | None
+
+
+class Batch(Struct, frozen=True):
+    """What a source brought at once.
+
+    ``refusals``: by file or object, all there are of it now; () when it is fine again.
+    ``at``: `time.monotonic` when the first of it was seen.
+    """
+
+    changes: tuple[Change, ...]
+    refusals: dict[str, tuple[Refusal, ...]]
+    at: float
 
 
 def key_of(kind: str, key: str) -> str:

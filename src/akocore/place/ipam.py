@@ -47,6 +47,9 @@ def check_network(name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
             return no(field, f"begin {r.begin} is after end {r.end}. Exchange them.")
         if int(end) - int(begin) >= 1 << 20:
             return no(field, "A range holds at most 1048576 addresses. Make it smaller.")
+        for j, other in enumerate(spec.vip_ranges[:i]):
+            if ip_address(other.begin) <= end and begin <= ip_address(other.end):  # type: ignore[operator]
+                return no(field, f"It overlaps spec.vipRanges[{j}]. Separate them.")
     if spec.bgp is not None:
         return (
             Refusal(

@@ -145,7 +145,7 @@ def infra_of(
         )
     elif groups[group].ha_mode != "ActiveActive":
         refuse(
-            "spec.seGroup.name",
+            "spec.seGroup.name" if spec.se_group else "defaults.seGroup",
             "Unsupported",
             f"ServiceEngineGroup {group} has haMode {groups[group].ha_mode}; local Service"
             " Engines know ActiveActive.",
@@ -156,6 +156,7 @@ def infra_of(
         named = [
             (n.network_name, f"spec.network.vipNetworks[{i}].networkName")
             for i, n in enumerate(net.vip_networks)
+            if n.network_name or not n.network_uuid
         ]
         named += [(n, f"spec.network.names[{i}]") for i, n in enumerate(net.names)]
         named += [(net.name, "spec.network.name")] if net.name else []
@@ -168,7 +169,8 @@ def infra_of(
             if n.network_uuid:
                 unsupported(f"{at}.networkUUID", "look up networks by UUID; use networkName")
             if n.cidr or n.v6cidr:
-                unsupported(f"{at}.cidr", "narrow a Network; its vipRanges say it all")
+                part = "cidr" if n.cidr else "v6cidr"
+                unsupported(f"{at}.{part}", "narrow a Network; its vipRanges say it all")
         if net.node_networks:
             unsupported("spec.network.nodeNetworks", "be placed on node networks")
         if net.enable_rhi:

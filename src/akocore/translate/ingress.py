@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ANY_HOST", "IngressView", "PathView", "backend_port", "host_model", "view"]
 
 ANY_HOST = ""  # the host of a rule without one, and of a default backend
+DEFAULT = "spec.defaultBackend"
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\Z")
@@ -59,6 +60,8 @@ def _host_problem(host: str) -> str | None:
             ip_address(host)
         except ValueError:
             return None
+        return f"{host} is an address. Write a DNS name, or no host for any."
+    if host.count(":") > 1:
         return f"{host} is an address. Write a DNS name, or no host for any."
     if ":" in host:
         return f"{host} carries a port. Write {host.split(':')[0]}; ports come from the class."
@@ -141,9 +144,9 @@ def view(ingress: Ingress) -> IngressView:
                     refers.add(f"Service/{namespace}/{found.service}")
     default: PathView | None = None
     if spec.default_backend is not None:
-        found = _backend(spec.default_backend, "", False, "spec.defaultBackend")
+        found = _backend(spec.default_backend, "", False, DEFAULT)
         if isinstance(found, str):
-            refuse("spec.defaultBackend", "InvalidBackend", found)
+            refuse(DEFAULT, "InvalidBackend", found)
         else:
             default = found
             refers.add(f"Service/{namespace}/{found.service}")
@@ -162,9 +165,14 @@ def view(ingress: Ingress) -> IngressView:
 
 
 def _tls(ingress: Ingress, hosts: Iterable[str], refuse: object) -> dict[str, tuple[str, str]]:
-    """Secret by host.  An entry without hosts speaks for every host of the Ingress."""
+    """Secret by host.  An entry without hosts speaks for every host of the Ingress.
+
+    An entry that names a host goes before one with its wildcard, and that before one without
+    hosts; of several alike the first decides.
+    """
     assert callable(refuse)
-    namespace, out = ingress.metadata.namespace, dict[str, tuple[str, str]]()
+    namespace = ingress.metadata.namespace
+    named, covered, every = (dict[str, tuple[str, str]]() for _ in range(3))
     for t, entry in enumerate(ingress.spec.tls):
         field = f"spec.tls[{t}]"
         if not entry.secret_name:
@@ -175,19 +183,27 @@ def _tls(ingress: Ingress, hosts: Iterable[str], refuse: object) -> dict[str, tu
         secret = f"{namespace}/{entry.secret_name}"
         if not entry.hosts:
             for host in hosts:
-                out.setdefault(host, (secret, f"{field}.secretName"))
+                every.setdefault(host, (secret, f"{field}.secretName"))
         for h, host in enumerate(entry.hosts):
-            mine = [x for x in hosts if x == host or (host[:2] == "*." and _covers(host, x))]
+            mine = [x for x in hosts if host[:2] == "*." and _covers(host, x)]
             for x in mine:
-                out.setdefault(x, (secret, f"{field}.secretName"))
-            if not mine:
+                covered.setdefault(x, (secret, f"{field}.secretName"))
+            if host in hosts:
+                first = named.setdefault(host, (secret, f"{field}.secretName"))[0]
+                if first != secret:
+                    refuse(
+                        f"{field}.hosts[{h}]",
+                        "CertificateConflict",
+                        f"An earlier entry serves {host} with Secret {first}. Name {host} once.",
+                    )
+            elif not mine:
                 refuse(
                     f"{field}.hosts[{h}]",
                     "TLSHostWithoutRule",
                     f"No rule has host {host}: add one, or take it out of tls.",
                     True,
                 )
-    return out
+    return every | covered | named
 
 
 def _covers(wildcard: str, host: str) -> bool:
@@ -196,8 +212,8 @@ def _covers(wildcard: str, host: str) -> bool:
 
 
 def backend_port(service: Service, view: PathView) -> tuple[ServicePort | None, bool]:
-    """The Service port that a path means, and whether only its targetPort matched."""
-    ports = service.spec.ports
+    """The TCP port of a Service that a path means, and whether only its targetPort matched."""
+    ports = [port for port in service.spec.ports if port.protocol == "TCP"]
     if view.port_name:
         for port in ports:
             if port.name == view.port_name:
@@ -260,7 +276,7 @@ def host_model(
             no.setdefault(key, []).append(
                 Refusal(
                     object=f"Ingress/{key}",
-                    field=f"{path.field}.path",
+                    field=path.field if path.field == DEFAULT else f"{path.field}.path",
                     reason="DuplicateHostPath",
                     remedy=f"{host or 'any host'}{path.path or '/'} is already served by"
                     f" Ingress {other}, which came first. Choose another path.",
@@ -293,7 +309,9 @@ def host_model(
         if seen.default is not None:
             defaults.append((ingress, seen.default))
     for ingress, path in defaults:
-        if ("", False) not in routes or host == ANY_HOST:
+        # One that its own Ingress hides is no fault; on any host, one that another hides is.
+        hidden = routes.get(("", False))
+        if hidden is None or (host == ANY_HOST and hidden[1] != ingress.metadata.key):
             add(ingress, path)
     order = sorted(routes, key=lambda at: (not at[1], -len(at[0]), at[0]))
     model = HostModel(
@@ -308,7 +326,7 @@ def _resolve(
     """The Service port behind a path as "namespace/service/port"; None: a served 503."""
     key = ingress.metadata.key
     namespace = ingress.metadata.namespace
-    field = path.field if path.field == "spec.defaultBackend" else f"{path.field}.backend"
+    field = DEFAULT if path.field == DEFAULT else f"{path.field}.backend"
 
     def refuse(part: str, reason: str, remedy: str, warning: bool = False) -> None:
         no.setdefault(key, []).append(
@@ -327,7 +345,7 @@ def _resolve(
         refuse(
             "name",
             "ServiceNotFound",
-            f"Create Service {namespace}/{path.service} with port {wanted}; until then: 503.",
+            f"Create Service {namespace}/{path.service} with port {wanted or 80}; until then: 503.",
         )
         return None
     if service.spec.type == "ExternalName":
@@ -339,7 +357,7 @@ def _resolve(
         )
         return None
     port, by_target = backend_port(service, path)
-    if port is None or port.protocol != "TCP":
+    if port is None:
         has = ", ".join(
             f"{p.port} ({p.name})" if p.name else str(p.port)
             for p in service.spec.ports
@@ -348,7 +366,9 @@ def _resolve(
         refuse(
             "port",
             "PortNotFound",
-            f"Service {namespace}/{path.service} has no TCP port {wanted}; it has {has or 'none'}.",
+            f"Service {namespace}/{path.service} has no TCP port {wanted}; it has {has or 'none'}."
+            if wanted
+            else f"Name a port of Service {namespace}/{path.service}; it has {has or 'none'}.",
         )
         return None
     if by_target:

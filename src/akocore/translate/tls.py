@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -39,15 +38,16 @@ class CertificateProblem(Struct, frozen=True, gc=False):
 
 def _pem(secret: Secret, name: str) -> bytes | CertificateProblem:
     if secret.string_data and name in secret.string_data:
-        return secret.string_data[name].encode()
+        return secret.string_data[name].encode(errors="replace")
     text = secret.data.get(name) if secret.data else None
     if not text:
         return CertificateProblem(
             f"data[{name}]", "InvalidCertificate", f"Secret has no {name}. Add tls.crt and tls.key."
         )
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error:
+        # Line ends are no part of it, as for the API server.
+        return base64.b64decode(text.replace("\n", "").replace("\r", ""), validate=True)
+    except ValueError:
         return CertificateProblem(
             f"data[{name}]", "InvalidCertificate", "It is not base64. Encode the PEM text."
         )

@@ -1,0 +1,169 @@
+"""A cluster as a source: one informer a kind, changes gathered into batches.
+
+A batch is closed when nobody waits for it: the first change after a quiet time goes through
+after `WINDOW_S`; while a batch is being worked on, what comes is gathered, the newest state of
+each object, so a storm of any size becomes a few batches and an object is never held twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator
+
+from akocore.kube.api import ApiServer, resources
+from akocore.kube.informer import Informer
+from akocore.kube.objects import Batch, Change, Secret
+from akocore.model import Refusal
+
+__all__ = ["WATCHED", "Cluster"]
+
+WATCHED = (
+    *("IngressClass", "Namespace", "AviInfraSetting", "ServiceEngineGroup", "Network"),
+    *("Service", "EndpointSlice", "Ingress"),
+)
+_SECRETS_S = 5.0  # an API server that is away does not hold up everything else
+WINDOW_S = 0.001  # what one `kubectl apply` makes within it goes together
+
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+
+
+class Cluster:
+    """The objects of a cluster.  First `first`, then `watch`, in one task.
+
+    Secrets are read one by one, as `follow_secrets` names them; nothing lists them.
+    """
+
+    def __init__(self, api: ApiServer) -> None:
+        self._api = api
+        self._pending: dict[tuple[str, str], Change] = {}
+        self._refusals: dict[str, tuple[Refusal, ...]] = {}
+        self._woken = asyncio.Event()
+        self._first_at = 0.0
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.informers: dict[str, Informer] = {}
+        self.received = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many objects wait for the next batch."""
+        return len(self._pending)
+
+    @property
+    def missing(self) -> list[str]:
+        """The kinds that the API server doesn't have."""
+        return sorted(kind for kind, one in self.informers.items() if one.missing)
+
+    async def first(self) -> Batch:
+        """Everything that is there, when every kind has been listed."""
+        at = time.monotonic()
+        for kind in WATCHED:
+            self._start(kind, Informer(self._api, resources()[kind], self._take, refused=self._bad))
+        for one in self.informers.values():
+            await one.synced.wait()
+        order = {kind: i for i, kind in enumerate(WATCHED)}
+        changes, self._pending = list(self._pending.values()), {}
+        changes.sort(key=lambda c: (order[c.kind], *_age(c)))
+        refusals, self._refusals = self._refusals, {}
+        return Batch(tuple(changes), refusals, at)
+
+    async def watch(self, stop: asyncio.Event) -> AsyncIterator[Batch]:
+        """Batches as things change, until ``stop``."""
+        stopping = asyncio.ensure_future(stop.wait())
+        stopping.add_done_callback(lambda _: self._woken.set())
+        try:
+            while True:
+                await self._woken.wait()
+                if stop.is_set():
+                    return
+                await asyncio.sleep(WINDOW_S)
+                self._woken.clear()
+                yield self._batch(self._first_at)
+        finally:
+            stopping.cancel()
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def follow_secrets(self, wanted: set[str]) -> Batch | None:
+        """Watch just these Secrets ("namespace/name"); what came with that.
+
+        Cost: how many they are.
+        """
+        want = {f"Secret/{key}" for key in wanted}
+        have = {name for name in self._tasks if name.startswith("Secret/")}
+        for name in have - want:
+            self._tasks.pop(name).cancel()
+            self._take([Change("Secret", name.removeprefix("Secret/"), None)])
+        started = []
+        for name in sorted(want - have):
+            _, namespace, secret = name.split("/")
+            informer = Informer(
+                self._api,
+                resources()[Secret.KIND],
+                self._take,
+                refused=self._bad,
+                namespace=namespace,
+                field_selector=f"metadata.name={secret}",
+            )
+            self._tasks[name] = asyncio.create_task(informer.run(), name=name)
+            started.append(informer)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SECRETS_S):
+                for informer in started:
+                    await informer.synced.wait()
+        return self._batch(self._first_at) if self._pending else None
+
+    def _start(self, kind: str, informer: Informer) -> None:
+        self.informers[kind] = informer
+        self._tasks[kind] = asyncio.create_task(informer.run(), name=f"informer {kind}")
+
+    def _take(self, changes: list[Change]) -> None:
+        if not changes:
+            return
+        self.received += len(changes)
+        if not self._pending:
+            self._first_at = time.monotonic()
+        for change in changes:
+            at = (change.kind, change.key)
+            self._pending.pop(at, None)  # its newest state, in the newest place
+            self._pending[at] = change
+        self._woken.set()
+
+    def _bad(self, name: str, error: str | None) -> None:
+        refusals: tuple[Refusal, ...] = ()
+        if error is not None:
+            path = _PATH.search(error)
+            refusals = (
+                Refusal(
+                    object=name,
+                    field=path[1] if path else "",
+                    reason="InvalidObject",
+                    remedy=f"{_PATH.sub('', error)}. Correct it; until then the object stays as it"
+                    " was.",
+                ),
+            )
+        if not self._refusals and not self._pending:
+            self._first_at = time.monotonic()
+        self._refusals[name] = refusals
+        self._woken.set()
+
+    def _batch(self, at: float) -> Batch:
+        changes, self._pending = list(self._pending.values()), {}
+        refusals, self._refusals = self._refusals, {}
+        return Batch(tuple(changes), refusals, at)
+
+
+def _age(change: Change) -> tuple[str, list[tuple[int, str]]]:
+    """Ingresses as they were created: it decides who gets which address first."""
+    if change.kind != "Ingress" or change.obj is None:
+        return "", []
+    return change.obj.metadata.creation_timestamp, _natural(change.key)
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Orders ``hello2`` before ``hello10``."""
+    return [(int(p) if p.isdigit() else 0, p) for p in re.split(r"(\d+)", key)]

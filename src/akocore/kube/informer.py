@@ -1,0 +1,277 @@
+"""List and watch one kind, for ever: every object as it is now, no change lost or repeated.
+
+Starts by streaming the list over the watch (KEP-3157, ``sendInitialEvents``) where the server
+can, else by a paged list; resumes by resourceVersion, kept fresh by bookmarks (KEP-956); after
+410 Gone lists again and delivers only the difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Raw, Struct
+
+from akocore.kube.api import ApiError, ApiServer, Resource, Status
+from akocore.kube.objects import Change, Object, ObjectMeta
+
+__all__ = ["Informer"]
+
+log = logging.getLogger(__name__)
+
+_PAGE = 500
+_BACKOFF_S = (0.05, 10.0)  # the first wait, and the longest
+_MISSING_S = 5.0  # between looks for a kind that the server doesn't have
+_WATCH_S = 300  # the server ends a watch after it; resuming is cheap
+_INITIAL_END = "k8s.io/initial-events-end"
+
+
+class _Event(Struct):
+    type: str
+    object: Raw
+
+
+class _Meta(Struct):
+    metadata: ObjectMeta
+
+
+class _BookmarkMeta(Struct, rename="camel"):
+    resource_version: str
+    annotations: dict[str, str] | None = None
+
+
+class _Bookmark(Struct):
+    metadata: _BookmarkMeta
+
+
+class _ListMeta(Struct, rename={"resource_version": "resourceVersion", "go_on": "continue"}):
+    resource_version: str = ""
+    go_on: str = ""
+
+
+class _List(Struct):
+    metadata: _ListMeta
+    items: list[Raw] = []
+
+
+class _GoneError(Exception):
+    """The server no longer has what happened since our resourceVersion."""
+
+
+class Informer:
+    """One kind, of one field selector if need be.
+
+    ``deliver(changes)``: what changed, in order; the first call has the whole list (perhaps
+    nothing).  ``refused(key, error)``: an object whose fields have wrong types; None: it is good
+    again.  `missing`: the server doesn't know the kind; it is looked for again and again.
+    """
+
+    def __init__(
+        self,
+        api: ApiServer,
+        resource: Resource,
+        deliver: Callable[[list[Change]], None],
+        *,
+        refused: Callable[[str, str | None], None] = lambda _key, _error: None,
+        namespace: str = "",
+        field_selector: str = "",
+        rng: random.Random | None = None,
+    ) -> None:
+        self.resource = resource
+        self.synced = asyncio.Event()
+        self.missing = False
+        self.lists = 0
+        self._api = api
+        self._deliver = deliver
+        self._refused = refused
+        self._path = resource.path(namespace)
+        self._query = {"fieldSelector": field_selector} if field_selector else {}
+        self._rng = rng or random.Random()
+        self._known: dict[str, int] = {}  # key → resourceVersion delivered
+        self._bad: set[str] = set()
+        self._version = ""
+        self._streams_lists = True
+        self._decode_event = msgspec.json.Decoder(_Event)
+        self._decode = msgspec.json.Decoder(resource.kind)
+        self._decode_meta = msgspec.json.Decoder(_Meta)
+
+    async def run(self) -> None:
+        """Until cancelled.  What fails is tried again: at once, then ever later."""
+        shortest, longest = _BACKOFF_S
+        wait = 0.0
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+                    wait = 0.0
+                await self._watch()
+                wait = 0.0
+                continue
+            except _GoneError:
+                self._version = ""
+                continue
+            except ApiError as err:
+                if err.code == 404:
+                    self._absent()
+                    await asyncio.sleep(_MISSING_S)
+                    continue
+                wait = err.retry_after_s or min(max(2 * wait, shortest), longest)
+                log.warning("event=watch_broken kind=%s why=%r", self.resource.kind.KIND, str(err))
+            except TimeoutError:
+                wait = min(max(2 * wait, shortest), longest)
+            await asyncio.sleep(wait * self._rng.uniform(0.5, 1))
+
+    # ── the list ────────────────────────────────────────────────────────────────────────────
+
+    async def _list(self) -> None:
+        self.lists += 1
+        if self._streams_lists:
+            try:
+                await self._stream_list()
+                return
+            except ApiError as err:
+                if err.code not in (400, 405, 415, 422):
+                    raise
+                self._streams_lists = False
+        items: list[Raw] = []
+        query = {**self._query, "limit": str(_PAGE)}
+        while True:
+            raw = await self._api.request("GET", self._path, query)
+            page = msgspec.json.decode(raw, type=_List)
+            items += page.items
+            if not page.metadata.go_on:
+                break
+            query["continue"] = page.metadata.go_on
+        self._replace(items, page.metadata.resource_version)
+
+    async def _stream_list(self) -> None:
+        query = {
+            **self._query,
+            "watch": "true",
+            "sendInitialEvents": "true",
+            "resourceVersionMatch": "NotOlderThan",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(_WATCH_S),
+        }
+        items: list[Raw] = []
+        late: list[_Event] = []  # changes while the list is on its way
+        listing = True
+        async for line in self._api.lines(self._path, query):
+            event = self._decode_event.decode(line)
+            if not listing:
+                self._event(event)
+            elif event.type == "ADDED":
+                items.append(event.object)
+            elif event.type == "BOOKMARK":
+                meta = msgspec.json.decode(event.object, type=_Bookmark).metadata
+                if (meta.annotations or {}).get(_INITIAL_END) == "true":
+                    self._replace(items, meta.resource_version)
+                    for one in late:
+                        self._event(one)
+                    items, late, listing = [], [], False
+            elif event.type == "ERROR":
+                self._raise(event.object)
+            else:
+                late.append(event)
+        if listing:
+            raise ApiError(0, "Disconnected", "the stream ended before the list did")
+
+    def _replace(self, items: list[Raw], version: str) -> None:
+        """The whole list: deliver only what differs from what was delivered."""
+        changes: list[Change] = []
+        gone = set(self._known)
+        for raw in items:
+            if (change := self._change(raw)) is not None:
+                changes.append(change)
+                gone.discard(change.key)
+            else:
+                gone.discard(self._decode_meta.decode(raw).metadata.key)
+        changes += [self._gone(key) for key in sorted(gone)]
+        self._version = version
+        self.missing = False
+        self._deliver(changes)
+        self.synced.set()
+
+    def _absent(self) -> None:
+        """The server doesn't have the kind: what was there is gone."""
+        if not self.missing:
+            log.warning("event=kind_missing kind=%s", self.resource.kind.KIND)
+        self.missing = True
+        self._version = ""
+        self._deliver([self._gone(key) for key in sorted(self._known)])
+        self.synced.set()
+
+    # ── the watch ───────────────────────────────────────────────────────────────────────────
+
+    async def _watch(self) -> None:
+        query = {
+            **self._query,
+            "watch": "true",
+            "resourceVersion": self._version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(_WATCH_S),
+        }
+        try:
+            async for line in self._api.lines(self._path, query):
+                self._event(self._decode_event.decode(line))
+        except ApiError as err:
+            if err.code == 410:
+                raise _GoneError from err
+            raise
+
+    def _event(self, event: _Event) -> None:
+        match event.type:
+            case "ADDED" | "MODIFIED":
+                change = self._change(event.object)
+                if change is not None:
+                    self._deliver([change])
+                self._version = self._decode_meta.decode(event.object).metadata.resource_version
+            case "DELETED":
+                meta = self._decode_meta.decode(event.object).metadata
+                if meta.key in self._known:
+                    self._deliver([self._gone(meta.key)])
+                self._version = meta.resource_version
+            case "BOOKMARK":
+                found = msgspec.json.decode(event.object, type=_Bookmark).metadata
+                self._version = found.resource_version
+            case _:
+                self._raise(event.object)
+
+    def _raise(self, raw: Raw) -> None:
+        said = msgspec.json.decode(raw, type=Status)
+        if said.code == 410 or said.reason in ("Expired", "Gone"):
+            raise _GoneError
+        raise ApiError(said.code, said.reason, said.message)
+
+    # ── objects ─────────────────────────────────────────────────────────────────────────────
+
+    def _change(self, raw: Raw) -> Change | None:
+        """None: known already as it is, or not to be read (then it stays as it was)."""
+        kind = self.resource.kind.KIND
+        obj: Object
+        try:
+            obj = self._decode.decode(raw)
+        except msgspec.ValidationError as err:
+            meta = self._decode_meta.decode(raw).metadata
+            self._bad.add(meta.key)
+            self._refused(f"{kind}/{meta.key}", str(err))
+            return None
+        key, version = obj.key, int(obj.metadata.resource_version or 0)
+        if key in self._bad:
+            self._bad.discard(key)
+            self._refused(f"{kind}/{key}", None)
+        if version <= self._known.get(key, -1):
+            return None  # again, or late: resourceVersions of one kind are ordered (KEP-5504)
+        self._known[key] = version
+        return Change(kind, key, obj)
+
+    def _gone(self, key: str) -> Change:
+        kind = self.resource.kind.KIND
+        self._known.pop(key, None)
+        if key in self._bad:
+            self._bad.discard(key)
+            self._refused(f"{kind}/{key}", None)
+        return Change(kind, key, None)

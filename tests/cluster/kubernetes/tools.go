@@ -1,0 +1,10 @@
+//go:build tools
+
+// Package tools names the programs that the tests build from the pinned Kubernetes.
+package tools
+
+import (
+	_ "k8s.io/kubernetes/cmd/kube-apiserver"
+	_ "k8s.io/kubernetes/cmd/kube-controller-manager"
+	_ "k8s.io/kubernetes/cmd/kubectl"
+)
