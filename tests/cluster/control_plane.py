@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-TOKEN = "akocore-tests"  # of this throw-away server only
+ADMIN, CONTROLLER = "akocore-admin", "akocore-controller"  # tokens of this throw-away server
 _BUILD = Path(__file__).with_name("build")
 
 
@@ -30,11 +30,16 @@ def _free_ports(count: int) -> list[int]:
 
 
 class ControlPlane:
-    """etcd and kube-apiserver in ``home``, on loopback; `kubeconfig` names them."""
+    """etcd and kube-apiserver in ``home``, on loopback.
+
+    ``kubeconfig`` is an administrator's; ``controllers_kubeconfig`` has the rights that
+    ``akocore install`` gives, once they are bound (`bind_controller`).
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.kubeconfig = home / "kubeconfig"
+        self.controllers_kubeconfig = home / "controllers-kubeconfig"
         self._bin = programs()
         self._etcd_port, self._peer_port, self.port = _free_ports(3)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -43,18 +48,21 @@ class ControlPlane:
         subprocess.run(
             ["openssl", "genrsa", "-out", key, "2048"], check=True, stderr=subprocess.DEVNULL
         )
-        (home / "tokens").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
-        self.kubeconfig.write_text(
-            f"""apiVersion: v1
+        (home / "tokens").write_text(
+            f'{ADMIN},admin,admin,"system:masters"\n{CONTROLLER},akocore,akocore,""\n'
+        )
+        for file, token in ((self.kubeconfig, ADMIN), (self.controllers_kubeconfig, CONTROLLER)):
+            file.write_text(
+                f"""apiVersion: v1
 kind: Config
 current-context: test
-contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]
-users: [{{name: admin, user: {{token: {TOKEN}}}}}]
+contexts: [{{name: test, context: {{cluster: test, user: me}}}}]
+users: [{{name: me, user: {{token: {token}}}}}]
 clusters:
 - name: test
   cluster: {{server: "https://127.0.0.1:{self.port}", insecure-skip-tls-verify: true}}
 """
-        )
+            )
 
     def start(self) -> None:
         """Start what isn't running, and wait until it is ready."""
@@ -105,6 +113,13 @@ clusters:
             self._running[name] = subprocess.Popen(
                 [self._bin / name, *arguments], stdout=log, stderr=log, start_new_session=True
             )
+
+    def bind_controller(self) -> None:
+        """Let user akocore do what ClusterRole akocore allows, and nothing else."""
+        self.kubectl(
+            *("create", "clusterrolebinding", "akocore"),
+            *("--clusterrole=akocore", "--user=akocore"),
+        )
 
     def kill(self, name: str) -> None:
         """kill -9 one of them; `start` brings it back."""

@@ -106,8 +106,12 @@ class Running:
         part.write_bytes(body.encode() if isinstance(body, str) else orjson.dumps(body))
         return part.replace(self.directory / name)
 
+    def source(self) -> list[str]:
+        """The command and its source."""
+        return ["serve", str(self.directory)]
+
     async def start(self) -> None:
-        command = [sys.executable, "-m", "akocore", "serve", str(self.directory)]
+        command = [sys.executable, "-m", "akocore", *self.source()]
         command += ["--state", str(self.state), "--port-offset", str(OFFSET)]
         if self.config:
             file = self.state.with_name("config.yaml")

@@ -25,9 +25,9 @@ def network(*ranges: str, subnet: str = "10.0.0.0/24") -> NetworkSpec:
 def addresses(spec: NetworkSpec) -> list[str]:
     """Every address of a Network in the order of its ranges."""
     return [
-        str(ip_address(n) if n >= 1 << 32 else ip_address(n))
+        str(ip_address(r.begin) + n)
         for r in spec.vip_ranges
-        for n in range(int(ip_address(r.begin)), int(ip_address(r.end)) + 1)
+        for n in range(int(ip_address(r.end)) - int(ip_address(r.begin)) + 1)
     ]
 
 
@@ -167,6 +167,29 @@ def test_releasing_a_stranger_does_nothing() -> None:
     assert ipam.free == 3
 
 
+def test_a_held_address_is_nobody_elses_until_let_go() -> None:
+    ipam = Ipam(network("10.0.0.1-10.0.0.3"))
+    ipam.hold("a", "10.0.0.1")
+    ipam.hold("a", "192.0.2.1")
+    assert ipam.give("a") == "10.0.0.2"
+    assert not ipam.take("b", "10.0.0.1")
+    assert (ipam.give("b"), ipam.give("c")) == ("10.0.0.3", None)
+    ipam.let_go("b", "10.0.0.1")
+    assert ipam.give("c") is None
+    ipam.let_go("a", "10.0.0.1")
+    ipam.let_go("a", "10.0.0.2")
+    assert ipam.give("c") == "10.0.0.1"
+    assert ipam.give("d") is None
+
+
+def test_a_held_address_can_become_its_holders_own() -> None:
+    ipam = Ipam(network("10.0.0.1-10.0.0.3"))
+    ipam.hold("a", "10.0.0.2")
+    assert ipam.take("a", "10.0.0.2")
+    ipam.let_go("a", "10.0.0.2")
+    assert [ipam.give(x) for x in "abc"] == ["10.0.0.2", "10.0.0.1", "10.0.0.3"]
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -200,8 +223,10 @@ def test_a_good_network_has_no_fault(spec: NetworkSpec) -> None:
         (
             network("10.0.0.1-10.0.0.2", "10.0.0.3-10.0.0.300"),
             "spec.vipRanges[1]",
-            "'10.0.0.300' does not appear to be an IPv4 or IPv6 address."
-            " Write begin and end as plain addresses.",
+            (
+                "'10.0.0.300' does not appear to be an IPv4 or IPv6 address."
+                " Write begin and end as plain addresses."
+            ),
         ),
         (
             network("10.0.0.1-10.0.0.2", "10.0.1.3-10.0.1.9"),

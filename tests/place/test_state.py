@@ -60,15 +60,16 @@ def test_what_is_not_committed_is_known_now_and_gone_after_a_restart(
 
 
 def test_only_changes_make_it_dirty(state: State) -> None:
-    assert not state.dirty
+    seen = [state.dirty]
     state.drop("a", "never there")
-    assert not state.dirty
+    seen.append(state.dirty)
     state.put("a", "one", "1")
-    assert state.dirty
+    seen.append(state.dirty)
     state.commit(state.take())
-    assert not state.dirty
+    seen.append(state.dirty)
     state.put("a", "one", "1")
-    assert not state.dirty
+    seen.append(state.dirty)
+    assert seen == [False, False, True, False, False]
     assert state.take() == {}
 
 

@@ -69,7 +69,11 @@ def _store(manifests: list[dict[str, Any]]) -> Store:
 
 
 def _said(refusal: Refusal) -> dict[str, object]:
-    said = {"field": refusal.field, "reason": refusal.reason, "remedy": refusal.remedy}
+    said: dict[str, object] = {
+        "field": refusal.field,
+        "reason": refusal.reason,
+        "remedy": refusal.remedy,
+    }
     return {**said, "warning": True} if refusal.warning else said
 
 

@@ -118,11 +118,12 @@ class Ipam:
         return any(b.version == ip.version and b <= ip <= e for b, e in self._ranges)  # type: ignore[operator]
 
     def take(self, owner: str, address: str) -> bool:
-        """Keep a remembered address.  False when it is foreign or another's."""
+        """Keep a remembered address.  False when it is foreign, another's, or a second one."""
         ip = ip_address(address)
         if not self.contains(address) or self._taken.get(ip, owner) != owner:
             return False
-        self.owners[owner] = address
+        if self.owners.setdefault(owner, str(ip)) != str(ip):
+            return False
         self._taken[ip] = owner
         return True
 
@@ -144,7 +145,20 @@ class Ipam:
         address = self.owners.pop(owner, None)
         if address is None:
             return
+        self._put_back(ip_address(address))
+
+    def hold(self, owner: str, address: str) -> None:
+        """Give ``address`` to nobody else while ``owner`` still serves there."""
+        if self.contains(address):
+            self._taken.setdefault(ip_address(address), owner)
+
+    def let_go(self, owner: str, address: str) -> None:
+        """``owner`` no longer serves at an address that it had by `hold`."""
         ip = ip_address(address)
+        if self._taken.get(ip) == owner and self.owners.get(owner) != address:
+            self._put_back(ip)
+
+    def _put_back(self, ip: _IP) -> None:
         del self._taken[ip]
         for i, (begin, end) in enumerate(self._ranges):
             if begin.version == ip.version and begin <= ip <= end:  # type: ignore[operator]

@@ -117,7 +117,10 @@ class Placement:
     # ── addresses ───────────────────────────────────────────────────────────────────────────
 
     def set_networks(self, networks: dict[str, NetworkSpec]) -> set[str]:
-        """Take in the Networks; names of those that changed.  Given addresses stay, where good."""
+        """Take in the Networks; names of those that changed.
+
+        Given addresses stay, where good; where somebody still serves, nobody else comes.
+        """
         changed = set()
         for name, spec in networks.items():
             pool = self.pools.get(name)
@@ -125,6 +128,9 @@ class Placement:
                 continue
             changed.add(name)
             self.pools[name] = fresh = Ipam(spec)
+            for service in self.services.values():
+                for home in service.homes:
+                    fresh.hold(service.name, home.address)
             prefix = f"{name}/"
             for key, address in self.state.room("vip").items():
                 if key.startswith(prefix):
@@ -187,5 +193,7 @@ class Placement:
         pool = self.pools.get(home.network)
         if pool is not None and pool.owners.get(owner) == home.address:
             pool.release(owner)
+        for other in self.pools.values():
+            other.let_go(owner, home.address)
         if self.state.room("vip").get(f"{home.network}/{owner}") == home.address:
             self.state.drop("vip", f"{home.network}/{owner}")
