@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help venv prerequisites build test lint format typecheck bench debug demo clean
+.PHONY: help cluster venv prerequisites build test lint format typecheck bench debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,7 +59,11 @@ typecheck: venv ## mypy --strict, and the stubs against the built kernels
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy.stubtest akocore._fast
 
-test: lint typecheck ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses
+cluster: ## build a real kube-apiserver, kubectl and etcd into a cache, once (5 minutes; needs Go)
+	@if command -v go >/dev/null || [ -n "$$KUBEBUILDER_ASSETS" ]; then tests/cluster/build; \
+	else echo "no Go here: the tests against an API server are skipped" >&2; fi
+
+test: lint typecheck cluster ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: venv ## kernels, translate, encode and the whole pipeline beside their limits; asserts no time

@@ -10,6 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
 ADMIN, CONTROLLER = "akocore-admin", "akocore-controller"  # tokens of this throw-away server
 _BUILD = Path(__file__).with_name("build")
 
@@ -44,9 +47,9 @@ class ControlPlane:
         self._etcd_port, self._peer_port, self.port = _free_ports(3)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         home.mkdir(parents=True, exist_ok=True)
-        key = home / "sa.key"
-        subprocess.run(
-            ["openssl", "genrsa", "-out", key, "2048"], check=True, stderr=subprocess.DEVNULL
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        (home / "sa.key").write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
         )
         (home / "tokens").write_text(
             f'{ADMIN},admin,admin,"system:masters"\n{CONTROLLER},akocore,akocore,""\n'

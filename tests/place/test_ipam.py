@@ -5,13 +5,15 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from akocore.kube.objects import AddressRange, BgpPeer, BgpProfile, NetworkSpec
 from akocore.model import Refusal
 from akocore.place.ipam import Ipam, check_network, check_overlaps
+
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def network(*ranges: str, subnet: str = "10.0.0.0/24") -> NetworkSpec:
@@ -98,6 +100,7 @@ class Addresses(RuleBasedStateMachine):
 TestAddresses = Addresses.TestCase
 
 
+@CALM
 @given(SPECS)
 def test_all_addresses_are_given_in_order_and_then_none(spec: NetworkSpec) -> None:
     ipam = Ipam(spec)

@@ -44,11 +44,32 @@ def test_what_is_committed_survives_a_restart(state: State, tmp_path: Path) -> N
 
 
 def test_any_text_is_kept(state: State, tmp_path: Path) -> None:
-    facts = {"ü/*": "a\nb", "": "", "x" * 1000: "☃" * 1000, "a'b": 'c"d;--'}
+    facts = {"ü/*": "a\nb", "": "", "x" * 1000: "☃" * 1000, "a'b": 'c"d;--', "\0a\0": "b\0"}
+    facts[os.fsdecode(b"\xff.yaml")] = "a file name that is not UTF-8"
     for key, value in facts.items():
         state.put("a", key, value)
     state.commit(state.take())
     assert reopened(tmp_path / "state")["a"] == facts
+    for key in facts:
+        state.drop("a", key)
+    state.commit(state.take())
+    assert reopened(tmp_path / "state")["a"] == {}
+
+
+def test_facts_written_by_an_older_release_are_read_and_dropped(tmp_path: Path) -> None:
+    State(tmp_path).close()
+    with sqlite3.connect(tmp_path / "placement.db") as db:
+        db.execute("INSERT INTO fact VALUES ('a', 'ü', '☃')")
+    db.close()
+    state = State(tmp_path)
+    assert state.room("a") == {"ü": "☃"}
+    state.put("a", "ü", "new")
+    state.commit(state.take())
+    assert reopened(tmp_path)["a"] == {"ü": "new"}
+    state.drop("a", "ü")
+    state.commit(state.take())
+    assert reopened(tmp_path)["a"] == {}
+    state.close()
 
 
 def test_what_is_not_committed_is_known_now_and_gone_after_a_restart(
@@ -125,6 +146,15 @@ def test_a_directory_that_cannot_be_is_said_with_the_option(tmp_path: Path) -> N
 def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     (tmp_path / "placement.db").write_text("nonsense " * 1000)
     with pytest.raises(StateError, match=r"not a database.*--state"):
+        State(tmp_path)
+
+
+def test_a_file_with_text_that_is_none_is_said(tmp_path: Path) -> None:
+    State(tmp_path).close()
+    with sqlite3.connect(tmp_path / "placement.db") as db:
+        db.execute("INSERT INTO fact VALUES ('a', CAST(x'ff' AS TEXT), '')")
+    db.close()
+    with pytest.raises(StateError, match="--state"):
         State(tmp_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from akocore.kube.objects import (
@@ -29,6 +29,7 @@ from akocore.store import Store
 from akocore.translate.ingress import host_model
 from akocore.translate.names import Names
 
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ODD = st.text(max_size=6)
 HOSTS = st.sampled_from(["", "a.test", "b.test", "*.test", "A.test", "a.test:80", "::1"]) | ODD
 PATHS = st.sampled_from(["", "/", "/a", "/a/", "/a/b", "/ab", "a", "//", "/a?b"]) | ODD
@@ -97,6 +98,7 @@ def translated(specs: list[IngressSpec]) -> tuple[dict[str, HostModel], list[Ref
     return models, no
 
 
+@CALM
 @given(st.lists(SPECS, max_size=3))
 def test_every_refusal_names_a_field_a_reason_and_a_remedy(specs: list[IngressSpec]) -> None:
     _, no = translated(specs)
@@ -106,6 +108,7 @@ def test_every_refusal_names_a_field_a_reason_and_a_remedy(specs: list[IngressSp
         assert refusal.remedy.endswith("."), refusal
 
 
+@CALM
 @given(st.lists(SPECS, max_size=3))
 def test_routes_are_distinct_and_the_first_that_matches_is_the_most_specific(
     specs: list[IngressSpec],
@@ -126,11 +129,13 @@ def test_routes_are_distinct_and_the_first_that_matches_is_the_most_specific(
         assert model.redirect == bool(model.certificate)
 
 
+@CALM
 @given(st.lists(SPECS, max_size=3))
 def test_the_same_objects_give_the_same_models(specs: list[IngressSpec]) -> None:
     assert translated(specs) == translated(specs)
 
 
+@CALM
 @given(SPECS, st.lists(SPECS, max_size=2))
 def test_a_younger_ingress_takes_no_route_of_an_older_one(
     old: IngressSpec, younger: list[IngressSpec]

@@ -15,6 +15,19 @@ from pathlib import Path
 __all__ = ["State", "StateError"]
 
 
+# Text goes in as bytes: Python's str of a file name may hold what UTF-8 has no form for.
+_PUT = "INSERT OR REPLACE INTO fact VALUES (CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT))"
+_DROP = "DELETE FROM fact WHERE room = CAST(? AS TEXT) AND key = CAST(? AS TEXT)"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogatepass")
+
+
 class StateError(Exception):
     """The state directory can't be used; the text says why and what to do."""
 
@@ -30,6 +43,7 @@ class State:
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(self._file, check_same_thread=False, isolation_level=None)
+            self._db.text_factory = _text
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(
@@ -38,7 +52,7 @@ class State:
             )
             for room, key, value in self._db.execute("SELECT room, key, value FROM fact"):
                 self._rooms.setdefault(room, {})[key] = value
-        except (OSError, sqlite3.Error) as err:
+        except (OSError, sqlite3.Error, UnicodeError) as err:
             raise StateError(
                 f"state directory {directory} can't be used: {err}."
                 " Make it writable or choose another with --state."
@@ -73,13 +87,19 @@ class State:
 
     def commit(self, taken: dict[tuple[str, str], str | None]) -> None:
         """Write ``taken`` durably.  Raises `StateError`; nothing of it is written then."""
-        puts = [(room, key, value) for (room, key), value in taken.items() if value is not None]
-        drops = [rk for rk, value in taken.items() if value is None]
+        puts = [
+            (_bytes(room), _bytes(key), _bytes(value))
+            for (room, key), value in taken.items()
+            if value is not None
+        ]
+        drops = [
+            (_bytes(room), _bytes(key)) for (room, key), value in taken.items() if value is None
+        ]
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?, ?)", puts)
-                self._db.executemany("DELETE FROM fact WHERE room = ? AND key = ?", drops)
+                self._db.executemany(_PUT, puts)
+                self._db.executemany(_DROP, drops)
                 self._db.execute("COMMIT")
             except sqlite3.Error as err:
                 if self._db.in_transaction:
