@@ -614,7 +614,10 @@ class Reconciler:
         key, _, number = backend.rpartition("/")
         service = self.store.service(key)
         port = (
-            next((p for p in service.spec.ports if str(p.port) == number), None)
+            next(
+                (p for p in service.spec.ports if str(p.port) == number and p.protocol == "TCP"),
+                None,
+            )
             if service
             else None
         )
@@ -626,7 +629,12 @@ class Reconciler:
             if slice_.address_type == "FQDN":
                 continue
             at = next(
-                (p.port for p in slice_.ports or () if (p.name or "") == port.name and p.port), None
+                (
+                    p.port
+                    for p in slice_.ports or ()
+                    if (p.name or "") == port.name and p.port and p.protocol in (None, "TCP")
+                ),
+                None,
             )
             if at is None:
                 continue

@@ -1,0 +1,91 @@
+"""Which endpoints serve a Service port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from akocore.config import Config
+from akocore.engines.envoy.ads import AdsServer
+from akocore.kube.objects import KINDS, Change, decode
+from akocore.place.state import State
+from akocore.reconcile import Reconciler
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[Reconciler]:
+    state = State(tmp_path)
+    ads = AdsServer(tmp_path / "xds.sock", lambda _group: None)
+    yield Reconciler(Config(), state, ads, now=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    state.close()
+
+
+def change(body: dict[str, Any]) -> Change:
+    obj = decode(body, KINDS[body["apiVersion"], body["kind"]])
+    return Change(body["kind"], obj.key, obj)
+
+
+def service(*ports: dict[str, Any]) -> Change:
+    meta = {"name": "s", "namespace": "d"}
+    spec = {"ports": list(ports)}
+    return change({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
+
+
+def slice_(
+    ports: list[dict[str, Any]], endpoints: list[dict[str, Any]], name: str = "s-1"
+) -> Change:
+    labels = {"kubernetes.io/service-name": "s"}
+    return change(
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": "d", "labels": labels},
+            "addressType": "IPv4",
+            "ports": ports,
+            "endpoints": endpoints,
+        }
+    )
+
+
+def endpoint(address: str, **conditions: bool) -> dict[str, Any]:
+    return {"addresses": [address], "conditions": conditions}
+
+
+def test_a_udp_port_of_the_same_number_is_another_port(at: Reconciler) -> None:
+    udp = {"name": "dns", "port": 53, "protocol": "UDP"}
+    tcp = {"name": "dns-tcp", "port": 53, "protocol": "TCP"}
+    ports = [
+        {"name": "dns", "port": 5300, "protocol": "UDP"},
+        {"name": "dns-tcp", "port": 5301, "protocol": "TCP"},
+    ]
+    at.apply([service(udp, tcp), slice_(ports, [endpoint("10.0.0.1")])])
+    assert at.members("d/s/53") == [("10.0.0.1", 5301)]
+
+
+def test_terminating_endpoints_serve_only_when_no_other_is_ready(at: Reconciler) -> None:
+    port = {"port": 80}
+    going = endpoint("10.0.0.1", ready=False, serving=True, terminating=True)
+    broken = endpoint("10.0.0.2", ready=False)
+    ready = endpoint("10.0.0.3", ready=True)
+    at.apply([service(port), slice_([{"port": 8080}], [going, broken, ready])])
+    assert at.members("d/s/80") == [("10.0.0.3", 8080)]
+    at.apply([slice_([{"port": 8080}], [going, broken])])
+    assert at.members("d/s/80") == [("10.0.0.1", 8080)]
+    at.apply([slice_([{"port": 8080}], [broken])])
+    assert at.members("d/s/80") == []
+
+
+def test_slices_are_added_up_and_repeats_count_once(at: Reconciler) -> None:
+    at.apply(
+        [
+            service({"port": 80}),
+            slice_([{"port": 8080}], [endpoint("10.0.0.2"), endpoint("10.0.0.1")]),
+            slice_([{"port": 8080}], [endpoint("10.0.0.2")], name="s-2"),
+        ]
+    )
+    assert at.members("d/s/80") == [("10.0.0.1", 8080), ("10.0.0.2", 8080)]
+    assert at.members("d/s/81") == []
