@@ -10,7 +10,7 @@ and knows neither clock nor sockets: it is given what happened and answers by pu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import cast
@@ -37,6 +37,7 @@ from akocore.engines.envoy.resources import (
     secret,
 )
 from akocore.kube.objects import (
+    AviInfraSetting,
     AviInfraSettingSpec,
     Change,
     EndpointSlice,
@@ -45,18 +46,20 @@ from akocore.kube.objects import (
     IngressClassSpec,
     Network,
     NetworkSpec,
+    Object,
     ObjectMeta,
     ServiceEngineGroup,
     ServiceEngineGroupSpec,
 )
 from akocore.model import HostModel, Refusal
 from akocore.place.ipam import check_network, check_overlaps
-from akocore.place.state import State
+from akocore.place.state import Facts, SharedFacts
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
 from akocore.store import Store
 from akocore.translate.classes import (
     CONTROLLER,
     DEFAULT_ANNOTATION,
+    SETTING_ANNOTATION,
     Governed,
     Infra,
     default_class,
@@ -97,21 +100,24 @@ class Reconciler:
 
     ``on_move(move)``: serve on at the old places until `finish_move` is called.
     ``on_close(then)``: call ``then`` when the engines have drained what was just closed.
+    ``shared``: ``state``, where other replicas write it too.
     """
 
     def __init__(
         self,
         config: Config,
-        state: State,
+        state: Facts,
         ads: AdsServer,
         *,
         now: Callable[[], datetime],
+        shared: SharedFacts | None = None,
         on_move: Callable[[Move], None] = lambda _move: None,
         on_close: Callable[[Callable[[], None]], None] = lambda then: then(),
         port_offset: int = 0,
     ) -> None:
         self.config = config
         self.state = state
+        self.shared = shared
         self.ads = ads
         self.port_offset = port_offset
         self.store = Store()
@@ -129,8 +135,10 @@ class Reconciler:
         self._on_move = on_move
         self._on_close = on_close
         self._moves = 0
-        self._users: dict[tuple[str, str], int] = {}  # (group, backend) → hosts
-        self._backends: dict[str, dict[str, set[str]]] = {}  # Service → backend → groups
+        self._up: set[str] = set()  # backends that have a server
+        self.vs_touched: set[str] = set()  # whose mirror may say something else now
+        # Service → backend → group → virtual service → hosts
+        self._backends: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
         self._default_class: IngressClass | None = None
         self._diffs: dict[str, _Diff] = {}
         self._unsettled: list[Placed] = []
@@ -144,19 +152,21 @@ class Reconciler:
         services: set[str] = set()
         secrets: set[str] = set()
         touched: set[str] = set()
+        echoes: set[str] = set()
         settings: set[str] = set()
+        vips: list[str] = []
         infra = classes = False
         for change in self._with_own_class(changes):
             key, kind = change.key, change.kind
             if kind == "Ingress":
+                if self.store.take_status(change):  # our own writes come back to us
+                    echoes.add(key)
+                    continue
                 hosts.update(self.store.hosts_of(key))
                 self.store.apply(change)
                 hosts.update(self.store.hosts_of(key))
                 touched.add(key)
                 continue
-            if kind == "Namespace":
-                before = list(self.store.referrers(kind, key))
-                touched.update(before)
             old = self.store.apply(change)
             match kind:
                 case "Service":
@@ -172,15 +182,20 @@ class Reconciler:
                 case "IngressClass":
                     classes = True
                     touched.update(self.store.ingresses_of_class(key))
-                case "AviInfraSetting":
+                case "AviInfraSetting" if _spec(old) != _spec(change.obj):
                     infra = True
                     settings.add(key)
+                case "Namespace" if _annotation(old) != _annotation(change.obj):
+                    touched.update(self.store.referrers(kind, key))
                 case "ServiceEngineGroup" | "Network":
                     infra = True
+                case "VsVip" if self.shared is not None:
+                    vips.append(self.shared.heard(change))
                 case _:
-                    pass  # a Namespace: its Ingresses are looked at below
+                    pass  # nothing that anything here depends on
         if classes:
             self._default_class = default_class(self.store)
+        given = self._hear(vips)
         if infra or not self.infras:
             settings.update(self._infrastructure())
             for setting in settings:
@@ -194,10 +209,70 @@ class Reconciler:
         for key in secrets:
             self._certificate(key)
         self._endpoints(services)  # of clusters that are there; those to come are made with them
-        self._follow(hosts)
+        self._follow(hosts, given)
         self._secrets(secrets)
         self._publish()
-        return touched
+        return touched | echoes
+
+    def _hear(self, addresses: Iterable[str]) -> list[str]:
+        """What all replicas can see of addresses; the virtual services that must look again.
+
+        Where a leader decides, its own word counts, unless another has the address already.
+        """
+        again: list[str] = []
+        if (shared := self.shared) is None:
+            return again
+        for address in addresses:
+            owner, before = shared.kept(address), shared.believed(address)
+            if owner == before:
+                continue
+            if self.placement.decides:
+                if owner is None:
+                    continue  # somebody took the object away: it is written again
+                network, _, vs = owner.partition("/")
+                known = self.placement.services.get(vs)
+                if before is None and known is not None and vs not in self.placement.waiting:
+                    continue  # a second address that nobody needs: it is taken away
+            shared.believe(address)
+            for at in (before, owner):
+                network, _, vs = (at or "").partition("/")
+                if (pool := self.placement.pools.get(network)) is not None:
+                    pool.assign(address, vs if at == owner else None)
+            network, _, vs = (owner or "").partition("/")
+            for service in list(self.placement.services.values()):
+                if owner is not None and service.name != vs:
+                    again += self._evict(service, address)
+            again.append(vs)
+        return again
+
+    def _evict(self, service: VirtualService, address: str) -> list[str]:
+        """An address turned out to be another's: leave it at once."""
+        homes = [home for home in service.homes if home.address == address]
+        for home in homes:
+            self._drop_listeners(service, home)
+            service.homes.remove(home)
+            service.left.pop(address, None)
+            if all(other.group != home.group for other in service.homes):
+                self._drop_floors(service, home)
+        if homes:
+            for host in service.hosts:
+                self._realise(host, self.hosts[host])
+        return [service.name] if homes else []
+
+    def lead(self, decides: bool) -> None:
+        """Of several replicas, this one gives addresses from now on, or no longer does."""
+        self.placement.decides = decides
+        if decides:
+            self.forget_absent()
+            self._retry_waiting()
+        elif self.shared is not None:
+            self._follow(set(), self._hear(self.shared.unwritten()))
+        self._publish()
+
+    def address_taken(self, address: str) -> None:
+        """An address that was given here is another's already."""
+        self._follow(set(), self._hear([address]))
+        self._publish()
 
     def _with_own_class(self, changes: Iterable[Change]) -> Iterable[Change]:
         """The changes, and IngressClass ``avi-lb`` when the source has none of that name."""
@@ -285,6 +360,7 @@ class Reconciler:
         for home in service.homes:
             self._drop_floors(service, home)
         self.placement.retire(service)
+        self.vs_touched.add(service.name)
         self._retry_waiting()
         self._publish()
 
@@ -298,6 +374,7 @@ class Reconciler:
             service = self.placement.services.get(vs)
             if service is not None and service.left.get(home.address) == move.number:
                 service.settled = move.to[vs]
+                self.vs_touched.add(vs)
 
     # ── infrastructure: groups, networks, settings ──────────────────────────────────────────
 
@@ -307,19 +384,7 @@ class Reconciler:
         for group in self.store.all("ServiceEngineGroup").values():
             if isinstance(group, ServiceEngineGroup):
                 self.groups[group.metadata.name] = group.spec
-        networks = dict(self.config.networks)
-        for network in self.store.all("Network").values():
-            if isinstance(network, Network):
-                networks[network.metadata.name] = network.spec
-        self.network_refusals = {n: check_network(n, spec) for n, spec in networks.items()}
-        good = {
-            n: spec
-            for n, spec in networks.items()
-            if all(refusal.warning for refusal in self.network_refusals[n])
-        }
-        for name, refusal in check_overlaps(good).items():
-            self.network_refusals[name] = (*self.network_refusals[name], refusal)
-            del good[name]
+        good = self._good_networks()
         self.networks = good
         changed_networks = self.placement.set_networks(good)
         before = self.infras
@@ -327,7 +392,8 @@ class Reconciler:
         self.setting_refusals = {}
         for key in ("", *self.store.all("AviInfraSetting")):
             self._setting(key)
-        for key in set(self.state.room("accepted")) - set(self.store.all("AviInfraSetting")):
+        there = {*self.store.all("AviInfraSetting"), *map(_accepted, self.store.all("Network"))}
+        for key in set(self.state.room("accepted")) - there:
             self.state.drop("accepted", key)
         return {
             key
@@ -335,6 +401,43 @@ class Reconciler:
             if before.get(key) != self.infras.get(key)
             or (key in self.infras and self.infras[key].network in changed_networks)
         }
+
+    def _good_networks(self) -> dict[str, NetworkSpec]:
+        """The Networks in force.  A bad edit leaves the last good form of just that Network.
+
+        Of two that overlap the one stays that was there first, unchanged.
+        """
+        accepted = self.state.room("accepted")
+        order: list[tuple[bool, str, str, NetworkSpec]] = [
+            (False, "", name, spec) for name, spec in self.config.networks.items()
+        ]
+        last: dict[str, NetworkSpec] = {}
+        for obj in self.store.all("Network").values():
+            assert isinstance(obj, Network)
+            name = obj.metadata.name
+            order = [one for one in order if one[2] != name]
+            if fact := accepted.get(_accepted(name)):
+                last[name] = msgspec.json.decode(fact, type=NetworkSpec)
+            changed = last.get(name) != obj.spec
+            order.append((changed, obj.metadata.creation_timestamp, name, obj.spec))
+        order.sort(key=lambda one: one[:3])
+        self.network_refusals = {name: check_network(name, spec) for _, _, name, spec in order}
+        good = {
+            name: spec
+            for _, _, name, spec in order
+            if all(refusal.warning for refusal in self.network_refusals[name])
+        }
+        for name, refusal in check_overlaps(good).items():
+            self.network_refusals[name] = (*self.network_refusals[name], refusal)
+            del good[name]
+        for name in [name for name in last if name not in good]:
+            if name not in check_overlaps({**good, name: last[name]}):
+                good[name] = last[name]
+        for name in self.store.all("Network"):
+            if name in good:
+                fact = msgspec.json.encode(good[name]).decode()
+                self.state.put("accepted", _accepted(name), fact)
+        return good
 
     def _setting(self, key: str) -> None:
         setting = self.store.setting(key) if key else None
@@ -382,8 +485,11 @@ class Reconciler:
             out.sort(key=lambda c: (c[0].metadata.creation_timestamp or "~", c[0].metadata.key))
         return out
 
-    def _follow(self, hosts: set[str]) -> None:
-        """Translate, place and realise these hosts.  Cost: the hosts."""
+    def _follow(self, hosts: set[str], again: Iterable[str] = ()) -> None:
+        """Translate, place and realise these hosts.  Cost: the hosts.
+
+        ``again``: virtual services to settle as well.
+        """
         wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
         for host in self._in_order(hosts):
             claims = self._claims(host)
@@ -415,6 +521,9 @@ class Reconciler:
                     for key, refusals in no.items():
                         said.setdefault(key, []).extend(refusals)
                 self._place(host, model, service, move)
+        for name in again:
+            if (known := self.placement.services.get(name)) is not None and not known.closed:
+                self._settle(known, known.infra, move)
         self._retry_waiting(move)
         if move:
             self._publish()
@@ -458,6 +567,7 @@ class Reconciler:
         """Give a virtual service the listeners that its setting wants, where it wants them."""
         old_listeners = service.infra.listeners
         service.infra = infra
+        self.vs_touched.add(service.name)
         before = list(service.homes)
         home = self.placement.settle(service)
         if old_listeners != infra.listeners:
@@ -530,6 +640,8 @@ class Reconciler:
 
     def _retry_waiting(self, move: Move | None = None) -> None:
         """An address may be free again: try the virtual services that wait for one."""
+        if not self.placement.decides or not any(p.free for p in self.placement.pools.values()):
+            return
         for name in sorted(self.placement.waiting):
             service = self.placement.services[name]
             pool = self.placement.pools.get(service.infra.network)
@@ -542,7 +654,6 @@ class Reconciler:
         """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
         model = placed.model
         scopes: dict[tuple[str, str], Encoded] = {}
-        groups: set[str] = set()
         places: set[tuple[str, str]] = set()
         for vs in (placed.vs, *placed.old):
             service = self.placement.services[vs]
@@ -558,13 +669,12 @@ class Reconciler:
                     else scope(vs, port.port, model)
                 )
             for home in service.homes:
-                groups.add(home.group)
                 places.add((home.group, vs))
                 for one in one_by_port:
                     scopes[home.group, one.name] = one
         backends = frozenset(
-            (group, route.pool.backend)
-            for group in groups
+            (group, vs, route.pool.backend)
+            for group, vs in places
             for route in model.routes
             if route.pool.backend is not None
         )
@@ -581,29 +691,47 @@ class Reconciler:
             placed.sequence = {at: placed.sequence.get(at, -1) for at in places}
             self._unsettled.append(placed)
 
-    def _use(self, before: frozenset[tuple[str, str]], after: frozenset[tuple[str, str]]) -> None:
-        """Count who needs which cluster in which group; a cluster is there while one does."""
-        for at in after - before:
-            count = self._users.get(at, 0)
-            self._users[at] = count + 1
-            if not count:
-                group, backend = at
-                service = backend.rpartition("/")[0]
-                self._backends.setdefault(service, {}).setdefault(backend, set()).add(group)
-                self._put(group, cluster(backend, self.members(backend)))
-        for at in before - after:
-            self._users[at] -= 1
-            if not self._users[at]:
-                del self._users[at]
-                group, backend = at
-                service = backend.rpartition("/")[0]
-                groups = self._backends[service][backend]
-                groups.discard(group)
-                if not groups:
-                    del self._backends[service][backend]
-                    if not self._backends[service]:
-                        del self._backends[service]
+    def _use(
+        self, before: frozenset[tuple[str, str, str]], after: frozenset[tuple[str, str, str]]
+    ) -> None:
+        """Count who needs which cluster and pool; a cluster is there while somebody needs it."""
+        for group, vs, backend in after - before:
+            key = backend.rpartition("/")[0]
+            groups = self._backends.setdefault(key, {}).setdefault(backend, {})
+            if group not in groups:
+                members = self.members(backend)
+                if members:
+                    self._up.add(backend)
+                self._put(group, cluster(backend, members))
+            users = groups.setdefault(group, {})
+            users[vs] = users.get(vs, 0) + 1
+            self._count_pool(vs, backend, 1)
+        for group, vs, backend in before - after:
+            key = backend.rpartition("/")[0]
+            groups = self._backends[key][backend]
+            users = groups[group]
+            self._count_pool(vs, backend, -1)
+            users[vs] -= 1
+            if users[vs]:
+                continue
+            del users[vs]
+            if not users:
+                del groups[group]
                 self._drop(group, CDS, cluster_name(backend))
+            if not groups:
+                self._up.discard(backend)
+                del self._backends[key][backend]
+                if not self._backends[key]:
+                    del self._backends[key]
+
+    def _count_pool(self, vs: str, backend: str, by: int) -> None:
+        service = self.placement.services[vs]
+        count = service.pools[backend] = service.pools.get(backend, 0) + by
+        if not count:
+            del service.pools[backend]
+        if backend in self._up and count == (1 if by > 0 else 0):
+            service.pools_up += by
+        self.vs_touched.add(vs)
 
     def members(self, backend: str) -> list[tuple[str, int]]:
         """(address, port) of what serves a Service port, sorted.
@@ -651,9 +779,20 @@ class Reconciler:
     def _endpoints(self, services: Iterable[str]) -> None:
         for service in services:
             for backend, groups in self._backends.get(service, {}).items():
-                one = cluster(backend, self.members(backend))
+                members = self.members(backend)
+                if bool(members) != (backend in self._up):
+                    self._turn(backend, groups)
+                one = cluster(backend, members)
                 for group in groups:
                     self._put(group, one)
+
+    def _turn(self, backend: str, groups: Mapping[str, Mapping[str, int]]) -> None:
+        """A Service port got its first server, or lost its last.  Cost: who uses it."""
+        up = backend not in self._up
+        (self._up.add if up else self._up.discard)(backend)
+        for vs in {vs for users in groups.values() for vs in users}:
+            self.placement.services[vs].pools_up += 1 if up else -1
+            self.vs_touched.add(vs)
 
     def _put_listeners(self, service: VirtualService, home: Home) -> None:
         for port in service.infra.listeners:
@@ -753,7 +892,7 @@ class Reconciler:
                 refused_sni.setdefault(self.host_of_sni(name), []).append(name)
         for host, placed in self.hosts.items():
             names = {(SRDS, name) for _, name in placed.scopes}
-            names |= {(CDS, cluster_name(backend)) for _, backend in placed.backends}
+            names |= {(CDS, cluster_name(backend)) for _, _, backend in placed.backends}
             names |= {(SDS, sni) for sni in refused_sni.get(host, ())}
             service = self.placement.services[placed.vs]
             for home in service.homes:
@@ -825,3 +964,16 @@ class Reconciler:
             for service in self.placement.services.values()
             for group in {home.group for home in service.homes}
         }
+
+
+def _accepted(network: str) -> str:
+    """The key of a Network among the accepted: no setting's name has an underscore."""
+    return f"Network_{network}"
+
+
+def _spec(obj: Object | None) -> AviInfraSettingSpec | None:
+    return obj.spec if isinstance(obj, AviInfraSetting) else None
+
+
+def _annotation(obj: Object | None) -> str | None:
+    return obj.metadata.annotation(SETTING_ANNOTATION) if obj is not None else None

@@ -7,8 +7,10 @@ Also answers `get` and `explain` on the same unix socket, as the gRPC methods
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import signal
 import time
 from collections import Counter, deque
@@ -28,7 +30,7 @@ from akocore.events import Event, Events
 from akocore.kube.objects import Batch
 from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
-from akocore.place.state import State, StateError
+from akocore.place.state import Facts, SharedFacts, State, StateError
 from akocore.reconcile import Move, Reconciler
 
 __all__ = ["CONTROL", "KINDS", "Serve", "Sink", "Source", "of_directory"]
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 CONTROL = "akocore.v1alpha1.Control"
 KINDS = (
     *("ingress", "vs", "pools", "se", "aviinfrasetting"),
-    *("network", "serviceenginegroup", "files", "events"),
+    *("network", "serviceenginegroup", "files", "events", "akocore"),
 )
 _UPKEEP_S = 1.0
 
@@ -66,8 +68,19 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where status goes, for a source that wants it back."""
 
+    written: int
+
+    @property
+    def waiting(self) -> int:
+        """How many writes are due."""
+        ...
+
     def touch(self, kind: str, key: str) -> None:
         """The status of this object may be another one now."""
+        ...
+
+    def touch_all(self) -> None:
+        """This replica leads from now on: every status may be another one."""
         ...
 
     def event(self, event: Event) -> None:
@@ -79,7 +92,27 @@ class Sink(Protocol):
         ...
 
 
-def of_directory(directory: Path) -> Callable[[State], Source]:
+class Lead(Protocol):
+    """Which of several replicas decides and writes.  ``on_change(held)`` is ours to set."""
+
+    on_change: Callable[[bool], None]
+    tried: asyncio.Event  # the first attempt is over
+
+    @property
+    def held(self) -> bool:
+        """Whether it is this one, at this very moment."""
+        ...
+
+    async def run(self) -> None:
+        """Seek and keep it, until cancelled."""
+        ...
+
+    async def release(self) -> None:
+        """Give it up at a planned end."""
+        ...
+
+
+def of_directory(directory: Path) -> Callable[[Facts], Source]:
     """The source of ``akocore serve DIR``."""
     return lambda state: ManifestDirectory(
         directory, state, lambda: _now().strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -87,21 +120,30 @@ def of_directory(directory: Path) -> Callable[[State], Source]:
 
 
 class Serve:
-    """One akocore over one source.  ``sink``: made with this, when status is to be written."""
+    """One akocore over one source.
+
+    ``sink``: made with this, when status is to be written.  ``shared``: what is remembered, when
+    other replicas write it too (else it is kept in ``state_dir``); ``lead`` says which may.
+    """
 
     def __init__(
         self,
-        source: Callable[[State], Source],
+        source: Callable[[Facts], Source],
         state_dir: Path,
         config: Config,
         envoy: Envoy,
         port_offset: int = 0,
         sink: Callable[[Serve], Sink] | None = None,
+        shared: SharedFacts | None = None,
+        lead: Lead | None = None,
     ) -> None:
         self.config = config
         self.port_offset = port_offset
         self.events = Events(_now)
-        self.state = State(state_dir)
+        self.facts: Facts = State(state_dir) if shared is None else shared
+        self.lead = lead
+        if lead is not None:
+            lead.on_change = self._lead
         socket = state_dir / "xds.sock"
         self.ads = AdsServer(socket, self._progress)
         self.engines = Engines(
@@ -114,14 +156,15 @@ class Serve:
         self._moving: list[Move] = []
         self.reconciler = Reconciler(
             config,
-            self.state,
+            self.facts,
             self.ads,
             now=_now,
+            shared=shared,
             on_move=self._moving.append,
             on_close=self._closing,
             port_offset=port_offset,
         )
-        self.source = source(self.state)
+        self.source = source(self.facts)
         self.sink = sink(self) if sink is not None else None
         if self.sink is not None:
             self.events.on_new = self.sink.event
@@ -132,9 +175,12 @@ class Serve:
         self.ready = asyncio.Event()
         self._stop = asyncio.Event()
         self._engines_due = asyncio.Event()
+        self._upkeep_due = asyncio.Event()
+        self._fleet: dict[str, object] = {}  # group → its engines, as the mirrors say
         self._committing = asyncio.Lock()
         self._said: tuple[object, object] = (None, None)
         self._nacks_said = 0
+        self._batches = 0
 
     # ── life ────────────────────────────────────────────────────────────────────────────────
 
@@ -157,6 +203,10 @@ class Serve:
                     kept = [tasks.create_task(c) for c in (self._keep_engines(), self._upkeep())]
                     if self.sink is not None:
                         kept.append(tasks.create_task(self.sink.run()))
+                    if self.lead is not None:
+                        kept.append(tasks.create_task(self.lead.run()))
+                        await self.lead.tried.wait()
+                        self.reconciler.placement.decides = self.lead.held
                     await self._first_batch()
                     self.ads.open()
                     self.ready.set()
@@ -171,7 +221,9 @@ class Serve:
             await self.engines.stop_all()
             await self.ads.stop()
             await self._commit()
-            self.state.close()
+            self.facts.close()
+            if self.lead is not None:
+                await self.lead.release()
 
     def stop(self) -> None:
         self._stop.set()
@@ -194,10 +246,13 @@ class Serve:
         gc.enable()
 
     async def _batch(self, batch: Batch) -> None:
+        self._batches += 1
         touched = self.reconciler.apply(batch.changes)
-        self._engines_due.set()
-        for group, sequence, host in self.reconciler.take_placed():
-            self._to_show.setdefault(group, deque()).append((sequence, host))
+        if self.sink is not None:
+            for change in batch.changes:
+                if change.kind == "AviInfraSetting":
+                    self.sink.touch(change.kind, change.key)
+        self._placed()
         for path, refusals in batch.refusals.items():
             self.file_refusals.pop(path, None)
             if refusals:
@@ -209,6 +264,37 @@ class Serve:
             more = await self.source.follow_secrets(set(self._secret_users))
             if more is not None:
                 await self._batch(more)
+
+    def _placed(self) -> None:
+        """Follow up what the reconciler has placed: engines, status, mirrors."""
+        self._engines_due.set()
+        for group, sequence, host in self.reconciler.take_placed():
+            self._to_show.setdefault(group, deque()).append((sequence, host))
+        self._touch_mirrors()
+
+    def _touch_mirrors(self) -> None:
+        touched = self.reconciler.vs_touched
+        if self.sink is not None:
+            for name in touched:
+                self.sink.touch("VirtualService", name)
+        touched.clear()
+
+    def _lead(self, held: bool) -> None:
+        if not self.ready.is_set():
+            return  # `run` looks when it is ready
+        self.reconciler.lead(held)
+        self._placed()
+        if held and self.sink is not None:
+            self.sink.touch_all()
+        self._upkeep_due.set()
+
+    def address_taken(self, address: str) -> None:
+        """An address that was given here turns out to be another replica's."""
+        self.reconciler.address_taken(address)
+        self._placed()
+        self.events.say(
+            "State", "Warning", "AddressTaken", f"{address} is another's already: another is taken."
+        )
 
     def _count_secrets(self, touched: set[str]) -> bool:
         """Keep account of the Secrets that our Ingresses name; whether there are others now."""
@@ -254,13 +340,9 @@ class Serve:
 
     async def _commit(self) -> None:
         async with self._committing:  # in order: an older fact never overwrites a newer one
-            if not self.state.dirty:
-                return
-            taken = self.state.take()
             try:
-                await asyncio.to_thread(self.state.commit, taken)
+                await self.facts.flush()
             except StateError as err:
-                self.state.restore(taken)
                 self.events.say("State", "Warning", "StateNotWritten", str(err))
 
     async def _keep_engines(self) -> None:
@@ -279,7 +361,9 @@ class Serve:
     async def _upkeep(self) -> None:
         """What no event announces: a disk with room again, a free port, an expired certificate."""
         while True:
-            await asyncio.sleep(_UPKEEP_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._upkeep_due.wait(), _UPKEEP_S)
+            self._upkeep_due.clear()
             await self._commit()
             self.ads.retry_listeners()
             self._say(self.reconciler.expire())
@@ -301,6 +385,8 @@ class Serve:
     # ── what the engines tell ───────────────────────────────────────────────────────────────
 
     def _engine_changed(self, name: str) -> None:
+        if self.sink is not None:
+            self.sink.touch("ServiceEngine", name)
         process = self.engines.running.get(name)
         if process is None:
             return
@@ -311,6 +397,14 @@ class Serve:
             self.events.say(f"ServiceEngine/{name}", "Normal", "EngineStarted", note)
 
     def _progress(self, group: str) -> None:
+        fleet = [
+            (e.name, e.answers, len(e.rejected))
+            for e in self.ads.engines.values()
+            if e.group == group
+        ]
+        if self._fleet.get(group) != fleet:
+            self._fleet[group] = fleet
+            self._fleet_changed(group)
         acknowledged = self.ads.acknowledged(group)
         waiting = self._to_show.get(group)
         while waiting and waiting[0][0] <= acknowledged:
@@ -326,6 +420,23 @@ class Serve:
         if self.ads.nacks != self._nacks_said:
             self._nacks_said = self.ads.nacks
             self._say(self.reconciler.rejected_ingresses())
+
+    def _fleet_changed(self, group: str) -> None:
+        if self.sink is not None:
+            for service in self.reconciler.placement.services.values():
+                if any(home.group == group for home in service.homes):
+                    self.sink.touch("VirtualService", service.name)
+            for name in {*self.engines.running, *self.ads.engines}:
+                self.sink.touch("ServiceEngine", name)
+
+    def show_later(self, host: str) -> None:
+        """An engine that clients can meet lacks a host: look again when it has got on."""
+        at = self.reconciler
+        placed = at.hosts[host]
+        home = at.placement.services[placed.shown].shown
+        if home is not None:
+            sequence = placed.sequence.get((home.group, placed.shown), 0)
+            self._to_show.setdefault(home.group, deque()).append((sequence, host))
 
     def _finish(self, move: Move) -> None:
         if not self._stop.is_set():
@@ -374,6 +485,8 @@ class Serve:
                 items = status.groups(at)
             case "events":
                 items = status.events(self.events)
+            case "akocore":
+                items = [self._self()]
             case "files":
                 items = [
                     {
@@ -390,6 +503,22 @@ class Serve:
             case _:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind {kind} is unknown")
         return orjson.dumps({"items": items})
+
+    def _self(self) -> dict[str, Any]:
+        """This process, for who watches it."""
+        return {
+            "metadata": {"name": "akocore"},
+            "status": {
+                "pid": os.getpid(),
+                "ingresses": len(self.reconciler.store.all("Ingress")),
+                "hosts": len(self.reconciler.hosts),
+                "batches": self._batches,
+                "nacks": self.ads.nacks,
+                "statusWaiting": self.sink.waiting if self.sink is not None else 0,
+                "statusWritten": self.sink.written if self.sink is not None else 0,
+                "engines": {n: e.pid for n, e in self.engines.running.items()},
+            },
+        }
 
     async def _explain(self, request: bytes, _context: object) -> bytes:
         return orjson.dumps(status.explain(self.reconciler, orjson.loads(request)["ingress"]))

@@ -66,7 +66,7 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
     if not rejecting:
         return []
     wanted = {(SRDS, name) for _, name in placed.scopes}
-    wanted |= {(CDS, cluster_name(backend)) for _, backend in placed.backends}
+    wanted |= {(CDS, cluster_name(backend)) for _, _, backend in placed.backends}
     service = at.placement.services[placed.vs]
     for home in service.homes:
         wanted |= {(LDS, name) for name in _listeners(service, home)}
@@ -195,13 +195,14 @@ def ingresses(at: Reconciler) -> list[dict[str, Any]]:
 # ── virtual services, pools, engines ────────────────────────────────────────────────────────
 
 
-def virtual_service(at: Reconciler, service: VirtualService) -> dict[str, Any]:
-    """One virtual service: address, shard, hosts, engines, and how it fares and why."""
+def virtual_service(
+    at: Reconciler, service: VirtualService, *, hosts: bool = True
+) -> dict[str, Any]:
+    """One virtual service: address, shard, engines, how it fares and why; ``hosts``: these too."""
     home = service.shown
     engines = sorted(e.name for e in _serving(at, service, home)) if home else []
     wanted = at.groups[home.group].min_se_per_vs if home and home.group in at.groups else 1
-    backends = {b for h in service.hosts for _, b in at.hosts[h].backends}
-    up = sum(1 for backend in backends if at.members(backend))
+    pools, up = len(service.pools), service.pools_up
     why = []
     if service.exhausted:
         why.append(f"Network {service.exhausted} has no free address")
@@ -215,18 +216,21 @@ def virtual_service(at: Reconciler, service: VirtualService) -> dict[str, Any]:
             for (type_url, name), found in engine.rejected.items():
                 if type_url == LDS and name in names:
                     why.append(f"{engine.name}: {found.message}")
-    if up < len(backends):
-        why.append(f"{len(backends) - up} of {len(backends)} pools have no server")
+    if up < pools:
+        why.append(f"{pools - up} of {pools} pools have no server")
     state = "down" if home is None or not engines else "degraded" if why else "up"
     return {
         "metadata": {"name": service.name},
-        "spec": {"aviInfraSetting": service.infra.setting, "hosts": sorted(service.hosts)},
+        "spec": {
+            "aviInfraSetting": service.infra.setting,
+            "hosts": sorted(service.hosts) if hosts else [],
+        },
         "status": {
             "vip": home.address if home else "",
             "shard": service.shard if service.shard >= 0 else None,
             "network": service.infra.network,
             "seGroup": service.infra.group,
-            "pools": {"up": up, "total": len(backends)},
+            "pools": {"up": up, "total": pools},
             "serviceEngines": engines,
             "state": state,
             "why": "; ".join(why),

@@ -126,6 +126,20 @@ class Store:
                 pass  # nothing refers by these kinds
         return old
 
+    def take_status(self, change: Change) -> bool:
+        """Take in an Ingress of which nothing but its status is new; False: there is more."""
+        old, new = self.ingress(change.key), cast("Ingress | None", change.obj)
+        if (
+            old is None
+            or new is None
+            or old.metadata.uid != new.metadata.uid
+            or old.metadata.annotations != new.metadata.annotations
+            or old.spec != new.spec
+        ):
+            return False
+        self.all("Ingress")[change.key] = new
+        return True
+
     def _index_ingress(self, key: str, ingress: Ingress | None) -> None:
         old = self._views.pop(key, None)
         new = None if ingress is None else view(ingress)

@@ -118,10 +118,14 @@ clusters:
             )
 
     def bind_controller(self) -> None:
-        """Let user akocore do what ClusterRole akocore allows, and nothing else."""
+        """Let user akocore do what the roles akocore allow, and nothing else."""
         self.kubectl(
-            *("create", "clusterrolebinding", "akocore"),
+            *("create", "clusterrolebinding", "akocore-test"),
             *("--clusterrole=akocore", "--user=akocore"),
+        )
+        self.kubectl(
+            *("create", "rolebinding", "akocore-test", "-n", "akocore-system"),
+            *("--role=akocore", "--user=akocore"),
         )
 
     def kill(self, name: str) -> None:

@@ -211,10 +211,10 @@ async def test_an_api_server_that_dies_and_returns_loses_no_change(
 async def test_a_cluster_without_our_crds_is_served_by_the_defaults_until_they_come(
     controller: Controller,
 ) -> None:
-    from akocore.kube.crds import cluster_role, ingress_class
+    from akocore.kube.crds import access, ingress_class
 
-    controller.apply(json.dumps(cluster_role()))
-    controller.apply(json.dumps(ingress_class(default=True)))
+    items = [*access(), ingress_class(default=True)]
+    controller.apply(orjson.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     controller.plane.bind_controller()
     controller.apps(3, None)
     await controller.start()

@@ -313,15 +313,15 @@ def test_networks_apart_do_not_overlap() -> None:
     )
 
 
-def test_of_overlapping_networks_the_first_by_name_is_used() -> None:
+def test_of_overlapping_networks_the_one_that_stands_first_is_used() -> None:
     spec = network("10.0.0.1-10.0.0.9")
     other = network("10.0.0.200-10.0.0.201", "10.0.0.9-10.0.0.12")
     assert check_overlaps({"b": spec, "a": other}) == {
-        "b": Refusal(
-            object="Network/b",
+        "a": Refusal(
+            object="Network/a",
             field="spec.vipRanges",
             reason="OverlappingNetworks",
-            remedy="Some of its addresses belong to Network a. Separate them.",
+            remedy="Some of its addresses belong to Network b. Separate them.",
         )
     }
 

@@ -13,6 +13,7 @@ from akocore.cli.get import get
 from akocore.cli.install import crds, install
 from akocore.cli.serve import serve
 from akocore.cli.shard import shard
+from akocore.cli.soak import soak
 
 __all__ = ["app", "main"]
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (serve, controller, get, explain, demo, dummy, shard, config, crds, install):
+for command in (serve, controller, get, explain, demo, dummy, shard, config, crds, install, soak):
     app.command()(command)
 
 

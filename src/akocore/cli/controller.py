@@ -17,6 +17,15 @@ class EnginesWhere(StrEnum):
     LOCAL = "local"
 
 
+def _identity(state: Path) -> str:
+    """Ours for as long as the state directory is: only one akocore at a time can have that."""
+    import socket
+
+    from mmh3 import mmh3_x64_128_digest
+
+    return f"{socket.gethostname()}_{mmh3_x64_128_digest(str(state).encode()).hex()[:8]}"
+
+
 def controller(
     kubeconfig: Annotated[
         Path | None, typer.Option(help="default: $KUBECONFIG, ~/.kube/config, then the pod's own")
@@ -24,13 +33,19 @@ def controller(
     engines: Annotated[
         EnginesWhere, typer.Option(help="local: Envoy processes on this machine")
     ] = EnginesWhere.LOCAL,
-    state: Annotated[Path, typer.Option(help="what must survive a restart")] = Path(
+    state: Annotated[Path, typer.Option(help="run directory: engines and the admin socket")] = Path(
         "/var/lib/akocore"
     ),
     config: Annotated[Path | None, typer.Option(help="YAML; see `akocore config`")] = None,
     envoy: Annotated[Path | None, typer.Option(help="Envoy's binary")] = None,
     port_offset: Annotated[int, typer.Option(help="added to 80 and 443", min=0, max=60000)] = 0,
     status_qps: Annotated[float, typer.Option(help="writes a second at most", min=1)] = 500,
+    namespace: Annotated[
+        str, typer.Option(help="of the Lease and of what is remembered")
+    ] = "akocore-system",
+    lease_duration: Annotated[
+        float, typer.Option(help="seconds until another replica takes over", min=1)
+    ] = 15,
 ) -> None:
     """Serve the Ingresses of a cluster, and write their status back."""
     import asyncio
@@ -41,6 +56,8 @@ def controller(
     from akocore.kube.api import ApiError, ApiServer
     from akocore.kube.cluster import Cluster
     from akocore.kube.credentials import CredentialsError, find_credentials
+    from akocore.kube.lease import Lease
+    from akocore.kube.placement import ClusterFacts
     from akocore.kube.status_writer import StatusWriter
     from akocore.place.state import StateError
     from akocore.serve import Serve
@@ -49,16 +66,37 @@ def controller(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
     async def run() -> None:
-        loaded, found = load_config(config), find_envoy(envoy)
+        loaded, found, where = load_config(config), find_envoy(envoy), state.absolute()
         async with ApiServer(lambda: find_credentials(kubeconfig)) as api:
-            await Serve(
-                lambda _state: Cluster(api),
-                state.absolute(),
+            lease = Lease(
+                api,
+                namespace,
+                "akocore",
+                _identity(where),
+                duration_s=lease_duration,
+                renew_within_s=lease_duration * 2 / 3,
+                retry_s=lease_duration * 2 / 15,
+            )
+            facts = ClusterFacts(api, namespace, lambda: lease.held)
+            await facts.load()
+            serve = Serve(
+                lambda _facts: Cluster(api),
+                where,
                 loaded,
                 found,
                 port_offset,
-                sink=lambda serve: StatusWriter(api, serve.reconciler, status_qps),
-            ).run()
+                sink=lambda serve: StatusWriter(
+                    api,
+                    serve,
+                    leads=lambda: lease.held,
+                    identity=lease.identity,
+                    qps=status_qps,
+                ),
+                shared=facts,
+                lead=lease,
+            )
+            facts.on_taken = serve.address_taken
+            await serve.run()
 
     try:
         asyncio.run(run())

@@ -152,6 +152,18 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
         ],
         [],
     ),
+    "akocore": (
+        [
+            ("PID", at("status.pid")),
+            ("INGRESSES", at("status.ingresses")),
+            ("HOSTS", at("status.hosts")),
+            ("BATCHES", at("status.batches")),
+            ("NACKS", at("status.nacks")),
+            ("STATUS WRITTEN", at("status.statusWritten")),
+            ("WAITING", at("status.statusWaiting")),
+        ],
+        [],
+    ),
     "events": (
         [
             ("LAST SEEN", at("lastObservedTime")),

@@ -13,7 +13,15 @@ __all__ = ["crds", "install"]
 def _all(default_class: bool) -> list[dict[str, Any]]:
     from akocore.kube import crds as made
 
-    return [*made.crds(), made.cluster_role(), made.ingress_class(default_class)]
+    return [*made.crds(), *made.access(), made.ingress_class(default_class)]
+
+
+def _path(item: dict[str, Any]) -> str:
+    """Where the API has an object: the kinds of `_all` have regular plurals."""
+    version, kind, meta = item["apiVersion"], item["kind"].lower(), item["metadata"]
+    plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
+    where = f"/namespaces/{meta['namespace']}" if "namespace" in meta else ""
+    return f"/{'apis' if '/' in version else 'api'}/{version}{where}/{plural}/{meta['name']}"
 
 
 def crds() -> None:
@@ -38,29 +46,14 @@ def install(
     """Apply CustomResourceDefinitions, access rules and IngressClass avi-lb to a cluster."""
     import asyncio
 
-    import orjson
-
     from akocore.kube.api import ApiError, ApiServer
     from akocore.kube.credentials import CredentialsError, find_credentials
-
-    paths = {
-        "CustomResourceDefinition": "customresourcedefinitions",
-        "ClusterRole": "clusterroles",
-        "IngressClass": "ingressclasses",
-    }
 
     async def run() -> None:
         async with ApiServer(lambda: find_credentials(kubeconfig)) as api:
             for item in _all(default_class):
-                name = item["metadata"]["name"]
-                await api.request(
-                    "PATCH",
-                    f"/apis/{item['apiVersion']}/{paths[item['kind']]}/{name}",
-                    {"fieldManager": "akocore", "force": "true"},
-                    orjson.dumps(item),
-                    "application/apply-patch+yaml",
-                )
-                typer.echo(f"{item['kind']} {name} applied")
+                await api.apply(_path(item), item, "akocore-install")
+                typer.echo(f"{item['kind']} {item['metadata']['name']} applied")
 
     try:
         asyncio.run(run())

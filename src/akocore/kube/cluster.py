@@ -21,7 +21,7 @@ from akocore.model import Refusal
 __all__ = ["WATCHED", "Cluster"]
 
 WATCHED = (
-    *("IngressClass", "Namespace", "AviInfraSetting", "ServiceEngineGroup", "Network"),
+    *("VsVip", "IngressClass", "Namespace", "AviInfraSetting", "ServiceEngineGroup", "Network"),
     *("Service", "EndpointSlice", "Ingress"),
 )
 _SECRETS_S = 5.0  # an API server that is away does not hold up everything else

@@ -6,10 +6,22 @@ from typing import Any
 
 from msgspec import inspect
 
-from akocore.kube.objects import AviInfraSetting, Network, Object, ServiceEngineGroup
+from akocore.kube.objects import (
+    OWN_KINDS,
+    AviInfraSetting,
+    Network,
+    Object,
+    ServiceEngine,
+    ServiceEngineGroup,
+    VirtualService,
+    VsVip,
+)
 from akocore.translate.classes import CONTROLLER, DEFAULT_ANNOTATION
 
-__all__ = ["cluster_role", "crd", "crds", "ingress_class"]
+__all__ = ["NAMESPACE", "access", "crd", "crds", "ingress_class"]
+
+NAMESPACE = "akocore-system"
+"""Where the controller lives: its account, its Lease, what it remembers of settings."""
 
 # What the Structs can't say: printer columns, and rules over several fields (CEL).
 _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
@@ -24,6 +36,31 @@ _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
         ("Max", "integer", ".spec.maxSePerVs"),
     ],
     Network: [("Subnet", "string", ".spec.subnet")],
+    VsVip: [
+        ("Address", "string", ".spec.address"),
+        ("Network", "string", ".spec.network"),
+        ("VirtualService", "string", ".spec.virtualService"),
+    ],
+    VirtualService: [
+        ("VIP", "string", ".status.vip"),
+        ("Shard", "integer", ".status.shard"),
+        ("Hosts", "integer", ".status.hosts"),
+        ("Up", "integer", ".status.poolsUp"),
+        ("Pools", "integer", ".status.pools"),
+        ("State", "string", ".status.state"),
+        ("Why", "string", ".status.why"),
+    ],
+    ServiceEngine: [
+        ("Group", "string", ".status.seGroup"),
+        ("State", "string", ".status.state"),
+        ("UpToDate", "boolean", ".status.upToDate"),
+        ("VS", "integer", ".status.virtualServices"),
+        ("Controller", "string", ".status.controller"),
+    ],
+}
+_NETWORK_NAMED = {
+    "rule": "has(self.networkName) != has(self.networkUUID)",
+    "message": "give networkName or networkUUID, not both",
 }
 _RULES: dict[str, list[dict[str, str]]] = {
     "InfraNetwork": [
@@ -31,14 +68,26 @@ _RULES: dict[str, list[dict[str, str]]] = {
             "rule": "!has(self.bgpPeerLabels) || size(self.bgpPeerLabels) == 0"
             " || (has(self.enableRhi) && self.enableRhi)",
             "message": "bgpPeerLabels need enableRhi: true",
-        }
+        },
+        {
+            "rule": "!has(self.listeners) || size(self.listeners) == 0"
+            " || self.listeners.exists(l, has(l.enableSSL) && l.enableSSL)",
+            "message": "one of the listeners must have enableSSL: true",
+        },
     ],
+    "VipNetwork": [_NETWORK_NAMED],
+    "NodeNetwork": [_NETWORK_NAMED],
 }
 _ENUMS = {
     ("L7Settings", "shardSize"): ["SMALL", "MEDIUM", "LARGE", "DEDICATED"],
     ("ServiceEngineGroupSpec", "haMode"): ["ActiveActive", "NPlusM", "ActiveStandby"],
 }
-_SHORT = {ServiceEngineGroup: ["seg"], AviInfraSetting: ["ais"], Network: []}
+_SHORT = {
+    ServiceEngineGroup: ["seg"],
+    AviInfraSetting: ["ais"],
+    VirtualService: ["vs"],
+    ServiceEngine: ["se"],
+}
 
 
 def _schema(of: inspect.Type) -> dict[str, Any]:
@@ -85,15 +134,17 @@ def _field(kind: type[Object], name: str) -> dict[str, Any] | None:
 def crd(kind: type[Object]) -> dict[str, Any]:
     """One CustomResourceDefinition; the last version is the stored one."""
     plural = f"{kind.KIND.lower()}s"
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    parts = {"spec": _field(kind, "spec"), "status": _field(kind, "status")}
+    if kind not in OWN_KINDS:
+        parts["status"] = parts["status"] or anything
     schema = {
         "type": "object",
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": _field(kind, "spec"),
-            "status": _field(kind, "status")
-            or {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+            **{name: part for name, part in parts.items() if part is not None},
         },
     }
     age = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
@@ -109,7 +160,7 @@ def crd(kind: type[Object]) -> dict[str, Any]:
                 "listKind": f"{kind.KIND}List",
                 "plural": plural,
                 "singular": kind.KIND.lower(),
-                "shortNames": _SHORT[kind],
+                "shortNames": _SHORT.get(kind, []),
             },
             "scope": "Namespaced" if kind.NAMESPACED else "Cluster",
             "versions": [
@@ -118,7 +169,8 @@ def crd(kind: type[Object]) -> dict[str, Any]:
                     "served": True,
                     "storage": version == kind.VERSIONS[-1],
                     "schema": {"openAPIV3Schema": schema},
-                    "subresources": {"status": {}},
+                    # What we alone write needs no part of its own: one write says it all.
+                    "subresources": {} if kind in OWN_KINDS else {"status": {}},
                     "additionalPrinterColumns": [*columns, age],
                 }
                 for version in kind.VERSIONS
@@ -145,26 +197,52 @@ def ingress_class(default: bool) -> dict[str, Any]:
     }
 
 
-def cluster_role() -> dict[str, Any]:
-    """What the controller may do.  Secrets: read by name, never listed."""
+def access() -> list[dict[str, Any]]:
+    """Namespace, account and access rules.  Secrets: read by name, never listed."""
     read = ["get", "list", "watch"]
+    rbac = "rbac.authorization.k8s.io"
 
     def rule(group: str, resources: list[str], verbs: list[str]) -> dict[str, Any]:
         return {"apiGroups": [group], "resources": resources, "verbs": verbs}
 
-    return {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": {"name": "akocore"},
-        "rules": [
-            rule("networking.k8s.io", ["ingresses", "ingressclasses"], read),
-            rule("networking.k8s.io", ["ingresses/status"], ["patch"]),
-            rule("", ["services", "namespaces"], read),
-            rule("", ["secrets"], ["get", "watch"]),
-            rule("discovery.k8s.io", ["endpointslices"], read),
-            rule("ako.vmware.com", ["aviinfrasettings"], read),
-            rule("ako.vmware.com", ["aviinfrasettings/status"], ["patch"]),
-            rule("akocore.io", ["networks", "serviceenginegroups"], read),
-            rule("events.k8s.io", ["events"], ["create", "patch"]),
-        ],
-    }
+    everywhere = [
+        rule("networking.k8s.io", ["ingresses", "ingressclasses"], read),
+        rule("networking.k8s.io", ["ingresses/status"], ["patch"]),
+        rule("", ["services", "namespaces"], read),
+        rule("", ["secrets"], ["get", "watch"]),
+        rule("discovery.k8s.io", ["endpointslices"], read),
+        rule("ako.vmware.com", ["aviinfrasettings"], read),
+        rule("ako.vmware.com", ["aviinfrasettings/status"], ["patch"]),
+        rule("akocore.io", ["networks", "serviceenginegroups"], read),
+        rule(
+            "akocore.io",
+            ["vsvips", "virtualservices", "serviceengines"],
+            [*read, "create", "update", "patch", "delete"],
+        ),
+        rule("events.k8s.io", ["events"], ["create", "get", "patch"]),
+    ]
+    at_home = [
+        rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
+        rule("", ["configmaps"], ["get", "create", "patch"]),
+    ]
+    account = {"kind": "ServiceAccount", "name": "akocore", "namespace": NAMESPACE}
+
+    def bound(kind: str, rules: list[dict[str, Any]], meta: dict[str, str]) -> list[dict[str, Any]]:
+        return [
+            {"apiVersion": f"{rbac}/v1", "kind": kind, "metadata": meta, "rules": rules},
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": f"{kind}Binding",
+                "metadata": meta,
+                "roleRef": {"apiGroup": rbac, "kind": kind, "name": "akocore"},
+                "subjects": [account],
+            },
+        ]
+
+    here = {"name": "akocore", "namespace": NAMESPACE}
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": here},
+        *bound("ClusterRole", everywhere, {"name": "akocore"}),
+        *bound("Role", at_home, here),
+    ]

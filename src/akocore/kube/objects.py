@@ -16,6 +16,7 @@ from akocore.model import Refusal
 
 __all__ = [
     "KINDS",
+    "OWN_KINDS",
     "AviInfraSetting",
     "Batch",
     "Change",
@@ -29,7 +30,10 @@ __all__ = [
     "ObjectMeta",
     "Secret",
     "Service",
+    "ServiceEngine",
     "ServiceEngineGroup",
+    "VirtualService",
+    "VsVip",
     "decode",
     "key_of",
 ]
@@ -382,6 +386,76 @@ class Network(Object, frozen=True, gc=False, kw_only=True):
     spec: NetworkSpec
 
 
+class VsVipSpec(_Part, frozen=True):
+    address: str
+    network: str
+    virtual_service: str
+
+
+class VsVip(Object, frozen=True, gc=False, kw_only=True):
+    """An address and who has it: what IPAM remembers in a cluster, one object an address."""
+
+    GROUP = "akocore.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "VsVip"
+    NAMESPACED = False
+    spec: VsVipSpec
+
+
+class VirtualServiceStatus(_Part, frozen=True):
+    """As ``akocore get vs`` shows it; hosts are counted, a dedicated one is named."""
+
+    name: str = ""
+    vip: str = ""
+    shard: int | None = None
+    host: str = ""
+    hosts: int = 0
+    avi_infra_setting: str = ""
+    network: str = ""
+    se_group: str = ""
+    pools_up: int = 0
+    pools: int = 0
+    service_engines: tuple[str, ...] = ()
+    state: str = ""
+    why: str = ""
+
+
+class VirtualService(Object, frozen=True, gc=False, kw_only=True):
+    """A read-only mirror of one virtual service."""
+
+    GROUP = "akocore.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "VirtualService"
+    NAMESPACED = False
+    status: VirtualServiceStatus = VirtualServiceStatus()
+
+
+class ServiceEngineStatus(_Part, frozen=True):
+    """``controller``: the replica that it is connected to."""
+
+    se_group: str = ""
+    state: str = ""
+    up_to_date: bool = False
+    virtual_services: int = 0
+    restarts: int = 0
+    rejected: int = 0
+    controller: str = ""
+    why: str = ""
+
+
+class ServiceEngine(Object, frozen=True, gc=False, kw_only=True):
+    """A read-only mirror of one Service Engine."""
+
+    GROUP = "akocore.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "ServiceEngine"
+    NAMESPACED = False
+    status: ServiceEngineStatus = ServiceEngineStatus()
+
+
+OWN_KINDS: Final[tuple[type[Object], ...]] = (VsVip, VirtualService, ServiceEngine)
+"""What akocore itself writes into a cluster."""
+
 KINDS: Final[dict[tuple[str, str], type[Object]]] = {
     (f"{t.GROUP}/{v}" if t.GROUP else v, t.KIND): t
     for t in (
@@ -397,7 +471,7 @@ KINDS: Final[dict[tuple[str, str], type[Object]]] = {
     )
     for v in t.VERSIONS
 }
-"""(apiVersion, kind) → Struct, for every kind that akocore acts on."""
+"""(apiVersion, kind) → Struct, for every kind that a user writes and akocore acts on."""
 
 
 class Change(Struct, frozen=True, gc=False):

@@ -64,10 +64,10 @@ def check_network(name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
 
 
 def check_overlaps(networks: dict[str, NetworkSpec]) -> dict[str, Refusal]:
-    """Networks that can't be used since an earlier one (by name) has some of their addresses."""
+    """Networks that can't be used since one that stands before has some of their addresses."""
     out: dict[str, Refusal] = {}
     taken: list[tuple[int, int, int, str]] = []
-    for name in sorted(networks):
+    for name in networks:
         mine = [(b.version, int(b), int(e)) for b, e in _ranges(networks[name])]
         for version, begin, end in mine:
             for v, b, e, other in taken:
@@ -116,6 +116,20 @@ class Ipam:
     def contains(self, address: str) -> bool:
         ip = ip_address(address)
         return any(b.version == ip.version and b <= ip <= e for b, e in self._ranges)  # type: ignore[operator]
+
+    def assign(self, address: str, owner: str | None) -> None:
+        """Another replica's word: the address is ``owner``'s and nobody else's; None: free."""
+        ip = ip_address(address)
+        if not self.contains(address):
+            return
+        before = self._taken.get(ip)
+        if before is not None:
+            if self.owners.get(before) == str(ip):
+                del self.owners[before]
+            self._put_back(ip)
+        if owner is not None:
+            self.release(owner)
+            self.take(owner, address)
 
     def take(self, owner: str, address: str) -> bool:
         """Keep a remembered address.  False when it is foreign, another's, or a second one."""

@@ -7,12 +7,57 @@ crash leaves either all of a batch or nothing of it.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["State", "StateError"]
+from akocore.kube.objects import Change
+
+__all__ = ["Facts", "SharedFacts", "State", "StateError"]
+
+
+class Facts(Protocol):
+    """What is remembered, wherever it is kept: strings by room and key."""
+
+    def room(self, name: str) -> Mapping[str, str]:
+        """The facts of one room as they are now; a live view."""
+        ...
+
+    def put(self, room: str, key: str, value: str) -> None: ...
+    def drop(self, room: str, key: str) -> None: ...
+
+    async def flush(self) -> None:
+        """Make durable what has gathered.  Raises `StateError`; what failed is kept for later."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SharedFacts(Facts, Protocol):
+    """Facts that other replicas write too: addresses, by owner ("network/virtual service")."""
+
+    def heard(self, change: Change) -> str:
+        """Take in an address's object as it is now; the address."""
+        ...
+
+    def believed(self, address: str) -> str | None:
+        """Who has an address, as this replica has it."""
+        ...
+
+    def kept(self, address: str) -> str | None:
+        """Who has it, as everybody can see."""
+        ...
+
+    def believe(self, address: str) -> None:
+        """Take over what everybody can see."""
+        ...
+
+    def unwritten(self) -> list[str]:
+        """The addresses of which the two differ."""
+        ...
 
 
 # Text goes in as bytes: Python's str of a file name may hold what UTF-8 has no form for.
@@ -75,6 +120,17 @@ class State:
     @property
     def dirty(self) -> bool:
         return bool(self._pending)
+
+    async def flush(self) -> None:
+        """Commit in a thread what has gathered.  Raises `StateError`; then it is kept for later."""
+        if not self._pending:
+            return
+        taken = self.take()
+        try:
+            await asyncio.to_thread(self.commit, taken)
+        except StateError:
+            self.restore(taken)
+            raise
 
     def take(self) -> dict[tuple[str, str], str | None]:
         """What has gathered since the last call, for `commit` in a thread."""

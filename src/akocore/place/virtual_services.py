@@ -15,7 +15,7 @@ from akocore._fast.shard import shard_hosts
 from akocore.kube.objects import NetworkSpec
 from akocore.model import HostModel
 from akocore.place.ipam import Ipam
-from akocore.place.state import State
+from akocore.place.state import Facts
 from akocore.translate.classes import Infra
 from akocore.translate.names import Names
 
@@ -42,6 +42,8 @@ class VirtualService(Struct):
     hosts: set[str] = field(default_factory=set)
     left: dict[str, int] = field(default_factory=dict)  # address left → number of the move
     settled: str = ""  # the last address that every engine had
+    pools: dict[str, int] = field(default_factory=dict)  # Service port behind it → users
+    pools_up: int = 0  # how many of `pools` have a server
     closed: bool = False  # listens no more, but clients may still be connected
     exhausted: str = ""  # the Network that has no address left for it
 
@@ -63,7 +65,8 @@ class Placed(Struct):
     # (group, virtual service) → the publication that brought it there
     sequence: dict[tuple[str, str], int] = field(default_factory=dict)
     scopes: frozenset[tuple[str, str]] = frozenset()  # (group, scope's name) published
-    backends: frozenset[tuple[str, str]] = frozenset()  # (group, Service port) referred to
+    # (group, virtual service, Service port) referred to
+    backends: frozenset[tuple[str, str, str]] = frozenset()
 
     @property
     def shown(self) -> str:
@@ -72,11 +75,15 @@ class Placed(Struct):
 
 
 class Placement:
-    """Decides and remembers: host → virtual service, virtual service → address."""
+    """Decides and remembers: host → virtual service, virtual service → address.
 
-    def __init__(self, names: Names, state: State) -> None:
+    ``decides``: of several replicas one gives addresses; the others take what it has given.
+    """
+
+    def __init__(self, names: Names, state: Facts) -> None:
         self.names = names
         self.state = state
+        self.decides = True
         self.services: dict[str, VirtualService] = {}
         self.pools: dict[str, Ipam] = {}
         self.waiting: set[str] = set()  # virtual services without an address
@@ -148,9 +155,14 @@ class Placement:
         """
         infra = service.infra
         pool = self.pools.get(infra.network)
-        address = pool.give(service.name) if pool is not None else None
+        if pool is None:
+            address = None
+        elif self.decides:
+            address = pool.give(service.name)
+        else:
+            address = pool.owners.get(service.name)
         if address is None:
-            service.exhausted = infra.network
+            service.exhausted = infra.network if self.decides else ""
             self.waiting.add(service.name)
             return None
         service.exhausted = ""
@@ -184,12 +196,16 @@ class Placement:
         """Give back what is remembered for hosts and services that are no more."""
         for key in [k for k in self.state.room("shard") if k.partition("/")[2] not in hosts]:
             self.state.drop("shard", key)
+        for key in [k for k in self.state.room("vip") if k.partition("/")[0] not in self.pools]:
+            self.state.drop("vip", key)
         for network, pool in self.pools.items():
             for owner in [owner for owner in pool.owners if owner not in self.services]:
                 pool.release(owner)
                 self.state.drop("vip", f"{network}/{owner}")
 
     def _release(self, owner: str, home: Home) -> None:
+        if not self.decides:
+            return  # the address is given back by who gave it
         pool = self.pools.get(home.network)
         if pool is not None and pool.owners.get(owner) == home.address:
             pool.release(owner)

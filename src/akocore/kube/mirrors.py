@@ -1,0 +1,79 @@
+"""What ``kubectl get vs`` and ``kubectl get se`` show: the controller's own nouns as objects."""
+
+from __future__ import annotations
+
+import re
+
+from mmh3 import mmh3_x64_128_digest
+
+from akocore import status
+from akocore.engines.envoy.process import EngineProcess
+from akocore.kube.objects import ServiceEngineStatus, VirtualServiceStatus
+from akocore.place.virtual_services import VirtualService
+from akocore.reconcile import Reconciler
+
+__all__ = ["object_name", "service_engine", "virtual_service"]
+
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SUBDOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")  # RFC 1123
+
+
+def object_name(name: str) -> str:
+    """A name as Kubernetes allows it: lower case; what it can't spell gives way to a hash."""
+    lower = name.lower()
+    if _SUBDOMAIN.fullmatch(lower):
+        return lower
+    digest = mmh3_x64_128_digest(name.encode()).hex()[:10]
+    return f"{re.sub('[^a-z0-9]+', '-', lower).strip('-')[:200]}-{digest}"
+
+
+def virtual_service(at: Reconciler, service: VirtualService) -> VirtualServiceStatus:
+    """The mirror of one virtual service.  Cost: its engines, not its hosts."""
+    said = status.virtual_service(at, service, hosts=False)["status"]
+    dedicated = service.shard < 0
+    return VirtualServiceStatus(
+        name=service.name,
+        vip=said["vip"],
+        shard=said["shard"],
+        host=next(iter(service.hosts), "") if dedicated else "",
+        hosts=len(service.hosts),
+        avi_infra_setting=service.infra.setting,
+        network=said["network"],
+        se_group=said["seGroup"],
+        pools_up=said["pools"]["up"],
+        pools=said["pools"]["total"],
+        service_engines=tuple(said["serviceEngines"]),
+        state=said["state"],
+        why=said["why"],
+    )
+
+
+def service_engine(
+    at: Reconciler, name: str, process: EngineProcess | None, controller: str
+) -> ServiceEngineStatus | None:
+    """The mirror of one Service Engine; None: there is none of that name."""
+    engine = at.ads.engines.get(name)
+    if process is None and engine is None:
+        return None
+    group = process.group if process is not None else engine.group if engine is not None else ""
+    if process is not None and process.pid is None:
+        state, why = "down", process.last_exit
+    elif engine is None:
+        state, why = "disconnected", "it asks for no configuration"
+    elif not engine.answers:
+        state, why = "starting", ""
+    else:
+        state, why = "up", next((found.message for found in engine.rejected.values()), "")
+    return ServiceEngineStatus(
+        se_group=group,
+        state=state,
+        up_to_date=engine is not None and engine.answers,
+        virtual_services=sum(
+            any(home.group == group for home in service.homes)
+            for service in at.placement.services.values()
+        ),
+        restarts=process.restarts if process is not None else 0,
+        rejected=len(engine.rejected) if engine is not None else 0,
+        controller=controller,
+        why=why,
+    )
