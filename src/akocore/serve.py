@@ -268,12 +268,12 @@ class Serve:
     def _placed(self) -> None:
         """Follow up what the reconciler has placed: engines, status, mirrors."""
         self._engines_due.set()
-        for group, sequence, host in self.reconciler.take_placed():
+        for group, sequence, host in self.reconciler.realiser.take_placed():
             self._to_show.setdefault(group, deque()).append((sequence, host))
         self._touch_mirrors()
 
     def _touch_mirrors(self) -> None:
-        touched = self.reconciler.vs_touched
+        touched = self.reconciler.realiser.vs_touched
         if self.sink is not None:
             for name in touched:
                 self.sink.touch("VirtualService", name)
@@ -328,13 +328,13 @@ class Serve:
                 self.events.forget(f"Ingress/{key}")
             else:
                 self.events.refusals(f"Ingress/{key}", status.ingress_refusals(at, key))
-        said = (at.setting_refusals, at.network_refusals)
+        said = (at.infrastructure.setting_refusals, at.infrastructure.network_refusals)
         if said[0] is not self._said[0] or said[1] is not self._said[1]:
-            for name, refusals in at.setting_refusals.items():
+            for name, refusals in at.infrastructure.setting_refusals.items():
                 self.events.refusals(f"AviInfraSetting/{name}" if name else "Config", refusals)
                 if self.sink is not None and name:
                     self.sink.touch("AviInfraSetting", name)
-            for name, refusals in at.network_refusals.items():
+            for name, refusals in at.infrastructure.network_refusals.items():
                 self.events.refusals(f"Network/{name}", refusals)
             self._said = said
 
@@ -366,7 +366,7 @@ class Serve:
             self._upkeep_due.clear()
             await self._commit()
             self.ads.retry_listeners()
-            self._say(self.reconciler.expire())
+            self._say(self.reconciler.realiser.expire())
 
     def _warn_of_taken_ports(self) -> None:
         addresses = {
@@ -419,7 +419,7 @@ class Serve:
                 loop.call_later(self.config.move_grace_seconds, self._finish, move)
         if self.ads.nacks != self._nacks_said:
             self._nacks_said = self.ads.nacks
-            self._say(self.reconciler.rejected_ingresses())
+            self._say(self.reconciler.realiser.rejected_ingresses())
 
     def _fleet_changed(self, group: str) -> None:
         if self.sink is not None:

@@ -74,7 +74,7 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
         (_REFUSED_FIELD.get(type_url, "spec.rules"), engine.name, found.message)
         for engine in rejecting
         for (type_url, name), found in engine.rejected.items()
-        if (type_url, name) in wanted or (type_url == SDS and at.host_of_sni(name) == host)
+        if (type_url, name) in wanted or (type_url == SDS and at.realiser.host_of_sni(name) == host)
     ]
     return list(dict.fromkeys(said))  # a wildcard's certificate is refused once a name
 
@@ -121,7 +121,7 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
     def no(field: str, reason: str, remedy: str) -> None:
         out.append(Refusal(object=f"Ingress/{key}", field=field, reason=reason, remedy=remedy))
 
-    if by.setting not in at.infras:
+    if by.setting not in at.infrastructure.infras:
         known = at.store.setting(by.setting) is not None
         reason = "AviInfraSettingRejected" if known else "AviInfraSettingNotFound"
         fix = "Correct it; its status says how." if known else "Create it."
@@ -143,7 +143,7 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
         for field, engine, words in _engine_refusals(at, host, placed):
             no(field, "EngineRejected", f"{engine}: {words}")
     for secret, field in seen.tls.values():
-        found = at.certificate_of(secret)
+        found = at.realiser.certificate_of(secret)
         if found is None:
             no(field, "SecretNotFound", f"Create Secret {secret} with tls.crt and tls.key.")
         elif isinstance(found, CertificateProblem):
@@ -201,7 +201,7 @@ def virtual_service(
     """One virtual service: address, shard, engines, how it fares and why; ``hosts``: these too."""
     home = service.shown
     engines = sorted(e.name for e in _serving(at, service, home)) if home else []
-    wanted = at.groups[home.group].min_se_per_vs if home and home.group in at.groups else 1
+    wanted = at.infrastructure.engines_of(home.group) if home else 1
     pools, up = len(service.pools), service.pools_up
     why = []
     if service.exhausted:
@@ -249,7 +249,7 @@ def pools(at: Reconciler) -> list[dict[str, Any]]:
     for host, placed in at.hosts.items():
         for route in placed.model.routes:
             backend = route.pool.backend
-            servers = at.members(backend) if backend else []
+            servers = at.realiser.members(backend) if backend else []
             out.append(
                 {
                     "metadata": {"name": route.pool.name},
@@ -315,13 +315,13 @@ def settings(at: Reconciler) -> list[dict[str, Any]]:
     """Every AviInfraSetting: Accepted or Rejected, and what is in force."""
     out = []
     for key in at.store.all("AviInfraSetting"):
-        infra = at.infras.get(key)
+        infra = at.infrastructure.infras.get(key)
         force = (
             {"seGroup": infra.group, "network": infra.network, "shardSize": infra.shard_size.value}
             if infra
             else {}
         )
-        status = accepted(at.setting_refusals.get(key, ()))
+        status = accepted(at.infrastructure.setting_refusals.get(key, ()))
         out.append({"metadata": {"name": key}, "status": {**status, "inForce": force}})
     return out
 
@@ -329,7 +329,7 @@ def settings(at: Reconciler) -> list[dict[str, Any]]:
 def networks(at: Reconciler) -> list[dict[str, Any]]:
     """Every Network: Accepted or Rejected, addresses given and free."""
     out = []
-    for name, refusals in sorted(at.network_refusals.items()):
+    for name, refusals in sorted(at.infrastructure.network_refusals.items()):
         pool = at.placement.pools.get(name)
         given = {"total": pool.size, "free": pool.free} if pool else {"total": 0, "free": 0}
         out.append(
@@ -355,7 +355,7 @@ def groups(at: Reconciler) -> list[dict[str, Any]]:
                 ),
             },
         }
-        for name, spec in sorted(at.groups.items())
+        for name, spec in sorted(at.infrastructure.groups.items())
     ]
 
 
@@ -397,7 +397,7 @@ def explain(at: Reconciler, key: str) -> dict[str, Any] | None:
     }
     if not by.ours:
         return out
-    infra = at.infras.get(by.setting)
+    infra = at.infrastructure.infras.get(by.setting)
     out["setting"] = {
         "name": by.setting or "(the defaults of the configuration)",
         "seGroup": infra.group if infra else "",
@@ -427,7 +427,9 @@ def explain(at: Reconciler, key: str) -> dict[str, Any] | None:
                         "servers": [
                             f"{address}:{port}"
                             for address, port in (
-                                at.members(route.pool.backend) if route.pool.backend else ()
+                                at.realiser.members(route.pool.backend)
+                                if route.pool.backend
+                                else ()
                             )
                         ],
                     }

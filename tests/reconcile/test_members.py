@@ -63,7 +63,7 @@ def test_a_udp_port_of_the_same_number_is_another_port(at: Reconciler) -> None:
         {"name": "dns-tcp", "port": 5301, "protocol": "TCP"},
     ]
     at.apply([service(udp, tcp), slice_(ports, [endpoint("10.0.0.1")])])
-    assert at.members("d/s/53") == [("10.0.0.1", 5301)]
+    assert at.realiser.members("d/s/53") == [("10.0.0.1", 5301)]
 
 
 def test_terminating_endpoints_serve_only_when_no_other_is_ready(at: Reconciler) -> None:
@@ -72,11 +72,11 @@ def test_terminating_endpoints_serve_only_when_no_other_is_ready(at: Reconciler)
     broken = endpoint("10.0.0.2", ready=False)
     ready = endpoint("10.0.0.3", ready=True)
     at.apply([service(port), slice_([{"port": 8080}], [going, broken, ready])])
-    assert at.members("d/s/80") == [("10.0.0.3", 8080)]
+    assert at.realiser.members("d/s/80") == [("10.0.0.3", 8080)]
     at.apply([slice_([{"port": 8080}], [going, broken])])
-    assert at.members("d/s/80") == [("10.0.0.1", 8080)]
+    assert at.realiser.members("d/s/80") == [("10.0.0.1", 8080)]
     at.apply([slice_([{"port": 8080}], [broken])])
-    assert at.members("d/s/80") == []
+    assert at.realiser.members("d/s/80") == []
 
 
 def test_slices_are_added_up_and_repeats_count_once(at: Reconciler) -> None:
@@ -87,5 +87,5 @@ def test_slices_are_added_up_and_repeats_count_once(at: Reconciler) -> None:
             slice_([{"port": 8080}], [endpoint("10.0.0.2")], name="s-2"),
         ]
     )
-    assert at.members("d/s/80") == [("10.0.0.1", 8080), ("10.0.0.2", 8080)]
-    assert at.members("d/s/81") == []
+    assert at.realiser.members("d/s/80") == [("10.0.0.1", 8080), ("10.0.0.2", 8080)]
+    assert at.realiser.members("d/s/81") == []

@@ -336,7 +336,7 @@ class StatusWriter:
         obj = self._at.store.setting(key)
         if obj is None:
             return
-        refusals = self._at.setting_refusals.get(key, ())
+        refusals = self._at.infrastructure.setting_refusals.get(key, ())
         said = status.accepted(refusals)
         reason = next((r.reason for r in refusals if not r.warning), "Accepted")
         old = next((c for c in obj.status.conditions if c.type == "Accepted"), None)

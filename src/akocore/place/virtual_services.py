@@ -7,6 +7,7 @@ is over.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container
 
 from msgspec import Struct, field
@@ -87,6 +88,7 @@ class Placement:
         self.services: dict[str, VirtualService] = {}
         self.pools: dict[str, Ipam] = {}
         self.waiting: set[str] = set()  # virtual services without an address
+        self.homes_of: Counter[str] = Counter()  # group → homes on its engines
 
     # ── shards ──────────────────────────────────────────────────────────────────────────────
 
@@ -172,25 +174,34 @@ class Placement:
         if service.homes and service.homes[-1] == wanted:
             return None
         if wanted in service.homes:
-            service.homes.remove(wanted)
+            self.remove_home(service, wanted)
         service.homes.append(wanted)
+        self.homes_of[wanted.group] += 1
         service.settled = service.settled or address
         return wanted
 
     def leave(self, service: VirtualService, home: Home) -> None:
         """A home is given up; its address is free unless another home of the service has it."""
-        service.homes.remove(home)
+        self.remove_home(service, home)
         if not any(h.network == home.network and h.address == home.address for h in service.homes):
             self._release(service.name, home)
 
     def retire(self, service: VirtualService) -> list[Home]:
         """The service has no hosts any more: all of its homes are given up."""
-        homes, service.homes = service.homes, []
+        homes = list(service.homes)
         for home in homes:
+            self.remove_home(service, home)
             self._release(service.name, home)
         self.waiting.discard(service.name)
         del self.services[service.name]
         return homes
+
+    def remove_home(self, service: VirtualService, home: Home) -> None:
+        """A service is no longer served at a home, whoever has the address now."""
+        service.homes.remove(home)
+        self.homes_of[home.group] -= 1
+        if not self.homes_of[home.group]:
+            del self.homes_of[home.group]
 
     def forget_absent(self, hosts: Container[str]) -> None:
         """Give back what is remembered for hosts and services that are no more."""

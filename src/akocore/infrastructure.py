@@ -1,0 +1,139 @@
+"""Groups, Networks and settings: what is in force, and what is refused of each.
+
+A bad edit leaves the last good form of just that object in force; it is remembered.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from akocore.config import Config
+from akocore.kube.objects import (
+    AviInfraSettingSpec,
+    Network,
+    NetworkSpec,
+    ServiceEngineGroup,
+    ServiceEngineGroupSpec,
+)
+from akocore.model import Refusal
+from akocore.place.ipam import check_network, check_overlaps
+from akocore.place.state import Facts
+from akocore.place.virtual_services import Placement
+from akocore.store import Store
+from akocore.translate.classes import Infra, infra_of
+
+__all__ = ["Infrastructure"]
+
+
+class Infrastructure:
+    """What governs hosts.  `update` costs all settings, Networks and groups; they are few."""
+
+    def __init__(self, config: Config, store: Store, facts: Facts, placement: Placement) -> None:
+        self.infras: dict[str, Infra] = {}
+        self.setting_refusals: dict[str, tuple[Refusal, ...]] = {}
+        self.network_refusals: dict[str, tuple[Refusal, ...]] = {}
+        self.groups: dict[str, ServiceEngineGroupSpec] = {}
+        self.networks: dict[str, NetworkSpec] = {}
+        self._config = config
+        self._store = store
+        self._facts = facts
+        self._placement = placement
+
+    def update(self) -> set[str]:
+        """Work out all settings again; the names of those that came out differently."""
+        self.groups = dict(self._config.service_engine_groups)
+        for group in self._store.all("ServiceEngineGroup").values():
+            if isinstance(group, ServiceEngineGroup):
+                self.groups[group.metadata.name] = group.spec
+        good = self._good_networks()
+        self.networks = good
+        changed_networks = self._placement.set_networks(good)
+        before = self.infras
+        self.infras = {}
+        self.setting_refusals = {}
+        for key in ("", *self._store.all("AviInfraSetting")):
+            self._setting(key)
+        there = {*self._store.all("AviInfraSetting"), *map(_accepted, self._store.all("Network"))}
+        for key in set(self._facts.room("accepted")) - there:
+            self._facts.drop("accepted", key)
+        return {
+            key
+            for key in {*before, *self.infras}
+            if before.get(key) != self.infras.get(key)
+            or (key in self.infras and self.infras[key].network in changed_networks)
+        }
+
+    def engines_of(self, group: str) -> int:
+        """How many Service Engines serve each virtual service of a group."""
+        spec = self.groups.get(group)
+        return spec.min_se_per_vs if spec is not None else 1
+
+    def _good_networks(self) -> dict[str, NetworkSpec]:
+        """The Networks in force.  A bad edit leaves the last good form of just that Network.
+
+        Of two that overlap the one stays that was there first, unchanged.
+        """
+        accepted = self._facts.room("accepted")
+        order: list[tuple[bool, str, str, NetworkSpec]] = [
+            (False, "", name, spec) for name, spec in self._config.networks.items()
+        ]
+        last: dict[str, NetworkSpec] = {}
+        for obj in self._store.all("Network").values():
+            assert isinstance(obj, Network)
+            name = obj.metadata.name
+            order = [one for one in order if one[2] != name]
+            if fact := accepted.get(_accepted(name)):
+                last[name] = msgspec.json.decode(fact, type=NetworkSpec)
+            changed = last.get(name) != obj.spec
+            order.append((changed, obj.metadata.creation_timestamp, name, obj.spec))
+        order.sort(key=lambda one: one[:3])
+        self.network_refusals = {name: check_network(name, spec) for _, _, name, spec in order}
+        good = {
+            name: spec
+            for _, _, name, spec in order
+            if all(refusal.warning for refusal in self.network_refusals[name])
+        }
+        for name, refusal in check_overlaps(good).items():
+            self.network_refusals[name] = (*self.network_refusals[name], refusal)
+            del good[name]
+        for name in [name for name in last if name not in good]:
+            if name not in check_overlaps({**good, name: last[name]}):
+                good[name] = last[name]
+        for name in self._store.all("Network"):
+            if name in good:
+                fact = msgspec.json.encode(good[name]).decode()
+                self._facts.put("accepted", _accepted(name), fact)
+        return good
+
+    def _setting(self, key: str) -> None:
+        setting = self._store.setting(key) if key else None
+        spec = setting.spec if setting is not None else None
+
+        def compiled(spec: AviInfraSettingSpec | None) -> tuple[Infra | None, tuple[Refusal, ...]]:
+            return infra_of(key, spec, self._config.defaults, self.groups, self.networks)
+
+        infra, refusals = compiled(spec)
+        if infra is None and key and (fact := self._facts.room("accepted").get(key)):
+            infra, _ = compiled(msgspec.json.decode(fact, type=AviInfraSettingSpec))
+        elif infra is not None and spec is not None:
+            self._facts.put("accepted", key, msgspec.json.encode(spec).decode())
+        if infra is not None:
+            self.infras[key] = infra
+            pool = self._placement.pools[infra.network]
+            if pool.size < infra.shard_size.shards:
+                refusals += (
+                    Refusal(
+                        object=f"AviInfraSetting/{key}" if key else "Config",
+                        field="spec.l7Settings.shardSize",
+                        reason="InsufficientAddresses",
+                        remedy=f"{infra.shard_size} needs {infra.shard_size.shards} addresses,"
+                        f" Network {infra.network} has {pool.size}: widen its vipRanges or take a"
+                        " smaller shardSize. The shards that have an address are served.",
+                    ),
+                )
+        self.setting_refusals[key] = refusals
+
+
+def _accepted(network: str) -> str:
+    """The key of a Network among the accepted: no setting's name has an underscore."""
+    return f"Network_{network}"

@@ -1,0 +1,376 @@
+"""Model and place → resources, and what of them differs is published.
+
+A host is published wherever it is served and nowhere else; a cluster is there while a host needs
+it; a certificate goes to the engines that have asked for it.  Every call costs what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+
+from msgspec import Struct, field
+
+from akocore.engines.envoy.ads import AdsServer
+from akocore.engines.envoy.resources import (
+    CDS,
+    LDS,
+    NO_SNI,
+    SDS,
+    SRDS,
+    Encoded,
+    cluster,
+    cluster_name,
+    floor_scope,
+    listener,
+    plain_sni,
+    redirect_scope,
+    scope,
+    secret,
+)
+from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
+from akocore.store import Store
+from akocore.translate.classes import Listener
+from akocore.translate.ingress import ANY_HOST
+from akocore.translate.tls import Certificate, CertificateProblem, certificate
+
+__all__ = ["Realiser"]
+
+
+class _Diff(Struct):
+    """What one run publishes to one group."""
+
+    puts: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+    drops: dict[tuple[str, str], None] = field(default_factory=dict)
+
+
+class Realiser:
+    """What the engines are to run, kept in step with `hosts` and their places.
+
+    ``vs_touched``: virtual services that may be described otherwise now; who reads it clears it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        placement: Placement,
+        ads: AdsServer,
+        now: Callable[[], datetime],
+        port_offset: int,
+    ) -> None:
+        self.hosts: dict[str, Placed] = {}
+        self.certificates: dict[str, Certificate | CertificateProblem] = {}
+        self.vs_touched: set[str] = set()
+        self.store = store
+        self.placement = placement
+        self.ads = ads
+        self.now = now
+        self.port_offset = port_offset
+        self._up: set[str] = set()  # backends that have a server
+        # Service → backend → group → virtual service → hosts
+        self._backends: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+        self._diffs: dict[str, _Diff] = {}
+        self._unsettled: list[Placed] = []
+        self._placed: list[tuple[str, int, str]] = []
+
+    def realise(self, host: str, placed: Placed) -> None:
+        """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
+        model = placed.model
+        scopes: dict[tuple[str, str], Encoded] = {}
+        places: set[tuple[str, str]] = set()
+        for vs in (placed.vs, *placed.old):
+            service = self.placement.services[vs]
+            infra = service.infra
+            tls_port = next((p.port for p in infra.listeners if p.tls), 443)
+            one_by_port: list[Encoded] = []
+            for port in infra.listeners:
+                if port.tls and not model.certificate:
+                    continue
+                one_by_port.append(
+                    redirect_scope(vs, port.port, host, tls_port + self.port_offset)
+                    if model.redirect and not port.tls
+                    else scope(vs, port.port, model)
+                )
+            for home in service.homes:
+                places.add((home.group, vs))
+                for one in one_by_port:
+                    scopes[home.group, one.name] = one
+        backends = frozenset(
+            (group, vs, route.pool.backend)
+            for group, vs in places
+            for route in model.routes
+            if route.pool.backend is not None
+        )
+        self._use(placed.backends, backends)
+        placed.backends = backends
+        for (group, _), one in scopes.items():
+            self._put(group, one)
+        names = frozenset(scopes)
+        for group, name in placed.scopes - names:
+            self._drop(group, SRDS, name)
+        placed.scopes = names
+        if places != placed.sequence.keys():
+            # -1: set by `_publish`; a place that it had before it is served at all the while.
+            placed.sequence = {at: placed.sequence.get(at, -1) for at in places}
+            self._unsettled.append(placed)
+
+    def withdraw(self, host: str, placed: Placed) -> None:
+        """Publish a host nowhere any more."""
+        for group, name in placed.scopes:
+            self._drop(group, SRDS, name)
+        self._use(placed.backends, frozenset())
+        if placed.model.certificate:
+            self.push_secret(host)
+
+    def _use(
+        self, before: frozenset[tuple[str, str, str]], after: frozenset[tuple[str, str, str]]
+    ) -> None:
+        """Count who needs which cluster and pool; a cluster is there while somebody needs it."""
+        for group, vs, backend in after - before:
+            key = backend.rpartition("/")[0]
+            groups = self._backends.setdefault(key, {}).setdefault(backend, {})
+            if group not in groups:
+                members = self.members(backend)
+                if members:
+                    self._up.add(backend)
+                self._put(group, cluster(backend, members))
+            users = groups.setdefault(group, {})
+            users[vs] = users.get(vs, 0) + 1
+            self._count_pool(vs, backend, 1)
+        for group, vs, backend in before - after:
+            key = backend.rpartition("/")[0]
+            groups = self._backends[key][backend]
+            users = groups[group]
+            self._count_pool(vs, backend, -1)
+            users[vs] -= 1
+            if users[vs]:
+                continue
+            del users[vs]
+            if not users:
+                del groups[group]
+                self._drop(group, CDS, cluster_name(backend))
+            if not groups:
+                self._up.discard(backend)
+                del self._backends[key][backend]
+                if not self._backends[key]:
+                    del self._backends[key]
+
+    def _count_pool(self, vs: str, backend: str, by: int) -> None:
+        service = self.placement.services[vs]
+        count = service.pools[backend] = service.pools.get(backend, 0) + by
+        if not count:
+            del service.pools[backend]
+        if backend in self._up and count == (1 if by > 0 else 0):
+            service.pools_up += by
+        self.vs_touched.add(vs)
+
+    def members(self, backend: str) -> list[tuple[str, int]]:
+        """(address, port) of what serves a Service port, sorted.
+
+        Ready endpoints; when there are none, those that still serve while they terminate
+        (as kube-proxy does: KEP-1669).
+        """
+        key, _, number = backend.rpartition("/")
+        service = self.store.service(key)
+        port = (
+            next(
+                (p for p in service.spec.ports if str(p.port) == number and p.protocol == "TCP"),
+                None,
+            )
+            if service
+            else None
+        )
+        if port is None:
+            return []
+        ready: set[tuple[str, int]] = set()
+        terminating: set[tuple[str, int]] = set()
+        for slice_ in self.store.slices(key):
+            if slice_.address_type == "FQDN":
+                continue
+            at = next(
+                (
+                    p.port
+                    for p in slice_.ports or ()
+                    if (p.name or "") == port.name and p.port and p.protocol in (None, "TCP")
+                ),
+                None,
+            )
+            if at is None:
+                continue
+            for endpoint in slice_.endpoints or ():
+                if not endpoint.addresses:
+                    continue
+                conditions = endpoint.conditions
+                if conditions.ready is not False and not conditions.terminating:
+                    ready.add((endpoint.addresses[0], at))
+                elif conditions.terminating and conditions.serving is not False:
+                    terminating.add((endpoint.addresses[0], at))
+        return sorted(ready or terminating)
+
+    def endpoints(self, services: Iterable[str]) -> None:
+        for service in services:
+            for backend, groups in self._backends.get(service, {}).items():
+                members = self.members(backend)
+                if bool(members) != (backend in self._up):
+                    self._turn(backend, groups)
+                one = cluster(backend, members)
+                for group in groups:
+                    self._put(group, one)
+
+    def _turn(self, backend: str, groups: Mapping[str, Mapping[str, int]]) -> None:
+        """A Service port got its first server, or lost its last.  Cost: who uses it."""
+        up = backend not in self._up
+        (self._up.add if up else self._up.discard)(backend)
+        for vs in {vs for users in groups.values() for vs in users}:
+            self.placement.services[vs].pools_up += 1 if up else -1
+            self.vs_touched.add(vs)
+
+    def put_listeners(self, service: VirtualService, home: Home) -> None:
+        for port in service.infra.listeners:
+            one = listener(
+                service.name,
+                home.address,
+                port.port,
+                tls=port.tls,
+                http2=port.http2,
+                port_offset=self.port_offset,
+            )
+            self._put(home.group, one)
+            self._put(home.group, floor_scope(service.name, port.port))
+
+    def drop_listeners(self, service: VirtualService, home: Home) -> None:
+        others = [h for h in service.homes if h is not home and h.group == home.group]
+        for port in service.infra.listeners:
+            if not any(h.address == home.address for h in others):
+                self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
+
+    def drop_ports(self, service: VirtualService, home: Home, ports: Iterable[Listener]) -> None:
+        for port in ports:
+            self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
+
+    def drop_floors(self, service: VirtualService, home: Home) -> None:
+        for port in service.infra.listeners:
+            self._drop(home.group, SRDS, floor_scope(service.name, port.port).name)
+
+    # ── certificates ────────────────────────────────────────────────────────────────────────
+
+    def take_certificate(self, key: str) -> None:
+        obj = self.store.secret(key)
+        if obj is None or not any(True for _ in self.store.referrers("Secret", key)):
+            self.certificates.pop(key, None)
+        else:
+            self.certificates[key] = certificate(obj, self.now())
+
+    def certificate_of(self, key: str) -> Certificate | CertificateProblem | None:
+        """The certificate in a Secret; None when there is no such Secret."""
+        if key not in self.certificates and self.store.secret(key) is not None:
+            self.take_certificate(key)
+        return self.certificates.get(key)
+
+    def secret_for(self, sni: str) -> Encoded | None:
+        """What an engine gets when a client asks for ``sni``: exact host, wildcard, any host."""
+        host = self.host_of_sni(sni)
+        if host is None:
+            return None
+        found = self.certificate_of(self.hosts[host].model.certificate)
+        return secret(sni, found) if isinstance(found, Certificate) else None
+
+    def host_of_sni(self, sni: str) -> str | None:
+        """The host that a client means by ``sni``; None when nobody has it."""
+        name = plain_sni(sni)
+        for host in (name, f"*.{name.partition('.')[2]}", ANY_HOST):
+            if host in self.hosts and host != NO_SNI:
+                return host
+        return None
+
+    def push_secrets(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            for ingress in self.store.referrers("Secret", key):
+                for host in self.store.hosts_of(ingress):
+                    placed = self.hosts.get(host)
+                    if placed is not None and placed.model.certificate == key:
+                        self.push_secret(host)
+
+    def expire(self) -> set[str]:
+        """Stop serving certificates that have expired; keys of the Ingresses that had them."""
+        now = self.now().timestamp()
+        gone = [
+            key
+            for key, found in self.certificates.items()
+            if isinstance(found, Certificate) and found.not_after <= now
+        ]
+        for key in gone:
+            self.take_certificate(key)
+        if gone:
+            self.push_secrets(gone)
+            self.publish()
+        return {ingress for key in gone for ingress in self.store.referrers("Secret", key)}
+
+    def push_secret(self, host: str) -> None:
+        """Send a host's certificate again to the engines that have asked for it."""
+        for group, catalog in self.ads.catalogs.items():
+            catalog.secret = self.secret_for
+            for engine in self.ads.engines.values():
+                if engine.group != group:
+                    continue
+                for name in engine.names_of(host):
+                    one = self.secret_for(name)
+                    if one is None:
+                        self._drop(group, SDS, name)
+                    else:
+                        self._put(group, one)
+
+    def rejected_ingresses(self) -> set[str]:
+        """Keys of the Ingresses of which an engine refuses something.  Cost: all hosts."""
+        rejected = {at for e in self.ads.engines.values() for at in e.rejected}
+        if not rejected:
+            return set()
+        out: set[str] = set()
+        refused_sni: dict[str | None, list[str]] = {}
+        for type_url, name in rejected:
+            if type_url == SDS:
+                refused_sni.setdefault(self.host_of_sni(name), []).append(name)
+        for host, placed in self.hosts.items():
+            names = {(SRDS, name) for _, name in placed.scopes}
+            names |= {(CDS, cluster_name(backend)) for _, _, backend in placed.backends}
+            names |= {(SDS, sni) for sni in refused_sni.get(host, ())}
+            service = self.placement.services[placed.vs]
+            for home in service.homes:
+                for port in service.infra.listeners:
+                    names.add((LDS, f"{service.name}/{home.address}:{port.port}"))
+            if names & rejected:
+                out.update(self.store.ingresses_of_host(host))
+        return out
+
+    # ── publishing ──────────────────────────────────────────────────────────────────────────
+
+    def _put(self, group: str, one: Encoded) -> None:
+        diff = self._diffs.get(group)
+        if diff is None:
+            diff = self._diffs[group] = _Diff()
+        at = (one.type_url, one.name)
+        diff.drops.pop(at, None)
+        diff.puts[at] = one
+
+    def _drop(self, group: str, type_url: str, name: str) -> None:
+        diff = self._diffs.setdefault(group, _Diff())
+        diff.puts.pop((type_url, name), None)
+        diff.drops[type_url, name] = None
+
+    def publish(self) -> None:
+        diffs, self._diffs = self._diffs, {}
+        for group, diff in diffs.items():
+            self.ads.catalog(group).secret = self.secret_for
+            self.ads.publish(group, diff.puts.values(), diff.drops)
+        for placed in self._unsettled:
+            for (group, vs), sequence in placed.sequence.items():
+                if sequence < 0:
+                    number = self.ads.catalog(group).sequence
+                    placed.sequence[group, vs] = number
+                    self._placed.append((group, number, placed.model.host))
+        self._unsettled.clear()
+
+    def take_placed(self) -> list[tuple[str, int, str]]:
+        """(group, publication, host) of the places that hosts were given since the last call."""
+        placed, self._placed = self._placed, []
+        return placed
