@@ -180,6 +180,7 @@ class Serve:
         self._committing = asyncio.Lock()
         self._said: tuple[object, object] = (None, None)
         self._nacks_said = 0
+        self._resting = 0  # old places that serve on, or rest, for a while
         self._batches = 0
 
     # ── life ────────────────────────────────────────────────────────────────────────────────
@@ -413,8 +414,10 @@ class Serve:
             if all(self.ads.acknowledged(g) >= n for g, n in move.waits.items()):
                 self._moving.remove(move)
                 self.reconciler.settle_move(move)
+                self._touch_mirrors()
                 for host in self.reconciler.hosts_of_move(move):
                     self._touch(self.reconciler.store.ingresses_of_host(host))
+                self._resting += 1
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.config.move_grace_seconds, self._finish, move)
         if self.ads.nacks != self._nacks_said:
@@ -439,16 +442,21 @@ class Serve:
             self._to_show.setdefault(home.group, deque()).append((sequence, host))
 
     def _finish(self, move: Move) -> None:
+        self._resting -= 1
         if not self._stop.is_set():
             self.reconciler.finish_move(move)
+            self._placed()
 
     def _closing(self, then: Callable[[], None]) -> None:
         """An Envoy keeps the connections of a dropped listener for its drain time."""
 
+        self._resting += 1
+
         def drained() -> None:
+            self._resting -= 1
             if not self._stop.is_set():
                 then()
-                self._engines_due.set()
+                self._placed()
 
         asyncio.get_running_loop().call_later(self.engines.drain_s + 1, drained)
 
@@ -512,7 +520,9 @@ class Serve:
                 "pid": os.getpid(),
                 "ingresses": len(self.reconciler.store.all("Ingress")),
                 "hosts": len(self.reconciler.hosts),
+                "leads": self.lead is None or self.lead.held,
                 "batches": self._batches,
+                "moving": len(self._moving) + self._resting + self.facts.waiting,
                 "nacks": self.ads.nacks,
                 "statusWaiting": self.sink.waiting if self.sink is not None else 0,
                 "statusWritten": self.sink.written if self.sink is not None else 0,

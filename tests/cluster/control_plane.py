@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -51,21 +55,50 @@ class ControlPlane:
         (home / "sa.key").write_bytes(
             key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
         )
-        (home / "tokens").write_text(
-            f'{ADMIN},admin,admin,"system:masters"\n{CONTROLLER},akocore,akocore,""\n'
-        )
+        self._write_tokens(CONTROLLER)
         for file, token in ((self.kubeconfig, ADMIN), (self.controllers_kubeconfig, CONTROLLER)):
-            file.write_text(
-                f"""apiVersion: v1
-kind: Config
-current-context: test
-contexts: [{{name: test, context: {{cluster: test, user: me}}}}]
-users: [{{name: me, user: {{token: {token}}}}}]
-clusters:
-- name: test
-  cluster: {{server: "https://127.0.0.1:{self.port}", insecure-skip-tls-verify: true}}
-"""
-            )
+            self._write_kubeconfig(file, {"token": token})
+
+    def _write_tokens(self, controllers: str) -> None:
+        (self.home / "tokens").write_text(
+            f'{ADMIN},admin,admin,"system:masters"\n{controllers},akocore,akocore,""\n'
+        )
+
+    def _write_kubeconfig(self, file: Path, user: dict[str, Any]) -> None:
+        cluster = {"server": f"https://127.0.0.1:{self.port}", "insecure-skip-tls-verify": True}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "me"}}],
+            "users": [{"name": "me", "user": user}],
+            "clusters": [{"name": "test", "cluster": cluster}],
+        }
+        file.write_text(json.dumps(config))
+
+    def exec_kubeconfig(self, file: Path, command: Path) -> Path:
+        """A kubeconfig whose token ``command`` gives, as an exec plugin."""
+        plugin = {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(command),
+            "interactiveMode": "Never",
+        }
+        self._write_kubeconfig(file, {"exec": plugin})
+        return file
+
+    @contextlib.contextmanager
+    def other_token(self, token: str) -> Iterator[None]:
+        """For a while the controller's user has another token; the API server starts anew."""
+        self._restart_with(token)
+        try:
+            yield
+        finally:
+            self._restart_with(CONTROLLER)
+
+    def _restart_with(self, token: str) -> None:
+        self._write_tokens(token)
+        self.kill("kube-apiserver")
+        self.start()
 
     def start(self) -> None:
         """Start what isn't running, and wait until it is ready."""
@@ -119,14 +152,49 @@ clusters:
 
     def bind_controller(self) -> None:
         """Let user akocore do what the roles akocore allow, and nothing else."""
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "akocore"}
+        who = {"apiGroup": role["apiGroup"], "kind": "User", "name": "akocore"}
+        items = [
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": f"{kind}Binding",
+                "metadata": {"name": "akocore-test", **where},
+                "roleRef": {**role, "kind": kind},
+                "subjects": [who],
+            }
+            for kind, where in (("ClusterRole", {}), ("Role", {"namespace": "akocore-system"}))
+        ]
         self.kubectl(
-            *("create", "clusterrolebinding", "akocore-test"),
-            *("--clusterrole=akocore", "--user=akocore"),
+            "apply",
+            "-f",
+            "-",
+            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}),
         )
+
+    def empty(self) -> None:
+        """Take away what tests make: applications, settings, mirrors, the Lease."""
         self.kubectl(
-            *("create", "rolebinding", "akocore-test", "-n", "akocore-system"),
-            *("--role=akocore", "--user=akocore"),
+            "delete", "--all", "--wait=false", "ingress,service,endpointslice,secret,event"
         )
+        own = "ais,networks,serviceenginegroups,vsvips,virtualservices,serviceengines"
+        self.kubectl("delete", "--all", "--wait=false", own)
+        system = ("-n", "akocore-system", "--ignore-not-found", "--wait=false")
+        self.kubectl("delete", *system, "lease/akocore", "configmap/akocore-accepted")
+        classes = self.kubectl("get", "ingressclass", "-o", "name").split()
+        if others := [one for one in classes if not one.endswith("/avi-lb")]:
+            self.kubectl("delete", *others)
+
+    def compact(self) -> None:
+        """Forget all of etcd's history: a watch that was away must list again."""
+        raw = self._etcd("/v3/kv/range", {"key": "Lw==", "limit": 1})
+        self._etcd("/v3/kv/compaction", {"revision": raw["header"]["revision"], "physical": True})
+
+    def _etcd(self, path: str, question: dict[str, object]) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._etcd_port}{path}", json.dumps(question).encode()
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
 
     def kill(self, name: str) -> None:
         """kill -9 one of them; `start` brings it back."""

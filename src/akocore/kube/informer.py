@@ -26,6 +26,7 @@ _PAGE = 500
 _BACKOFF_S = (0.05, 10.0)  # the first wait, and the longest
 _MISSING_S = 5.0  # between looks for a kind that the server doesn't have
 _WATCH_S = 300  # the server ends a watch after it; resuming is cheap
+_BURIED = 1000  # deletions remembered: what comes late comes soon
 _INITIAL_END = "k8s.io/initial-events-end"
 
 
@@ -91,6 +92,7 @@ class Informer:
         self._query = {"fieldSelector": field_selector} if field_selector else {}
         self._rng = rng or random.Random()
         self._known: dict[str, int] = {}  # key → resourceVersion delivered
+        self._buried: dict[str, int] = {}  # key → resourceVersion at which it was deleted
         self._bad: set[str] = set()
         self._version = ""
         self._streams_lists = True
@@ -191,6 +193,7 @@ class Informer:
                 gone.discard(self._decode_meta.decode(raw).metadata.key)
         changes += [self._gone(key) for key in sorted(gone)]
         self._version = version
+        self._buried.clear()
         self.missing = False
         self._deliver(changes)
         self.synced.set()
@@ -228,12 +231,14 @@ class Informer:
                 change = self._change(event.object)
                 if change is not None:
                     self._deliver([change])
-                self._version = self._decode_meta.decode(event.object).metadata.resource_version
+                self._reached(self._decode_meta.decode(event.object).metadata.resource_version)
             case "DELETED":
                 meta = self._decode_meta.decode(event.object).metadata
-                if meta.key in self._known:
+                version = int(meta.resource_version or 0)
+                if meta.key in self._known and version > self._known[meta.key]:
                     self._deliver([self._gone(meta.key)])
-                self._version = meta.resource_version
+                    self._bury(meta.key, version)
+                self._reached(meta.resource_version)
             case "BOOKMARK":
                 found = msgspec.json.decode(event.object, type=_Bookmark).metadata
                 self._version = found.resource_version
@@ -263,10 +268,21 @@ class Informer:
         if key in self._bad:
             self._bad.discard(key)
             self._refused(f"{kind}/{key}", None)
-        if version <= self._known.get(key, -1):
+        if version <= self._known.get(key, -1) or version <= self._buried.get(key, -1):
             return None  # again, or late: resourceVersions of one kind are ordered (KEP-5504)
         self._known[key] = version
+        self._buried.pop(key, None)
         return Change(kind, key, obj)
+
+    def _bury(self, key: str, version: int) -> None:
+        """Nothing older than its deletion brings an object back."""
+        self._buried[key] = version
+        if len(self._buried) > _BURIED:
+            del self._buried[next(iter(self._buried))]
+
+    def _reached(self, version: str) -> None:
+        if int(version or 0) > int(self._version or 0):
+            self._version = version
 
     def _gone(self, key: str) -> Change:
         kind = self.resource.kind.KIND

@@ -162,6 +162,10 @@ class ClusterFacts:
     def unwritten(self) -> list[str]:
         return list(self._vips_due)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._vips_due) + len(self._settings_due)
+
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 
     async def flush(self) -> None:

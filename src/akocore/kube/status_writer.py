@@ -111,6 +111,7 @@ class StatusWriter:
         self._due: dict[str, OrderedDict[str, None]] = {queue: OrderedDict() for queue in _ORDER}
         self._busy: set[tuple[str, str]] = set()
         self._again: set[tuple[str, str]] = set()  # touched while they were being written
+        self._delayed: set[tuple[str, str]] = set()
         self._events: OrderedDict[int, Event] = OrderedDict()
         self._events_said = 0
         self._work = asyncio.Event()
@@ -120,13 +121,15 @@ class StatusWriter:
         self._mirrors: dict[tuple[str, str], object] = {}  # (kind, object's name) → as written
         self._rests: dict[tuple[str, str], float] = {}  # mirrors: not to be written before
         self._listed = False
+        self._listing = asyncio.Lock()
         self.written = 0
         self.failed = 0
 
     @property
     def waiting(self) -> int:
         """How many writes are due."""
-        return sum(map(len, self._due.values())) + len(self._events) + len(self._busy)
+        due = sum(map(len, self._due.values())) + len(self._events)
+        return due + len(self._busy) + len(self._delayed)
 
     # ── what is due ─────────────────────────────────────────────────────────────────────────
 
@@ -223,12 +226,17 @@ class StatusWriter:
                 wait = max(err.retry_after_s if isinstance(err, ApiError) else 0.0, _AGAIN_S)
         finally:
             self._busy.discard(at)
-        if at in self._again or wait:
+        if wait:
             self._again.discard(at)
-            if wait:
-                asyncio.get_running_loop().call_later(wait, self.touch, kind, key)
-            else:
-                self.touch(kind, key)
+            self._delayed.add(at)
+            asyncio.get_running_loop().call_later(wait, self._due_again, kind, key)
+        elif at in self._again:
+            self._again.discard(at)
+            self.touch(kind, key)
+
+    def _due_again(self, kind: str, key: str) -> None:
+        self._delayed.discard((kind, key))
+        self.touch(kind, key)
 
     async def _pace(self) -> bool:
         """Wait for our turn; whether we may still write then."""
@@ -393,26 +401,21 @@ class StatusWriter:
 
     async def _list_mirrors(self) -> None:
         """Once, as a new leader: what mirrors there are; those of nobody go."""
-        if self._listed:
-            return
-        self._listed = True
-        try:
-            found: list[tuple[str, str, object]] = []
+        async with self._listing:
+            if self._listed:
+                return
             raw = await self._api.request("GET", self._resources["VirtualService"].path())
             services = msgspec.json.decode(raw, type=_VirtualServices).items
-            found += [("VirtualService", one.metadata.name, one.status) for one in services]
             raw = await self._api.request("GET", self._resources["ServiceEngine"].path())
             engines = msgspec.json.decode(raw, type=_ServiceEngines).items
-            found += [("ServiceEngine", one.metadata.name, one.status) for one in engines]
-        except (ApiError, TimeoutError):
-            self._listed = False
-            raise
+            self._mirrors = {("VirtualService", one.metadata.name): one.status for one in services}
+            self._mirrors |= {("ServiceEngine", one.metadata.name): one.status for one in engines}
+            self._listed = True
         known = {
             "VirtualService": set(map(mirrors.object_name, self._at.placement.services)),
             "ServiceEngine": set(map(mirrors.object_name, self._serve.engines.running)),
         }
-        for kind, name, said in found:
-            self._mirrors[kind, name] = said
+        for kind, name in self._mirrors:
             if name not in known[kind]:
                 self.touch(kind, name)
 

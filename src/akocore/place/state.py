@@ -33,6 +33,11 @@ class Facts(Protocol):
         """Make durable what has gathered.  Raises `StateError`; what failed is kept for later."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """How many facts are not durable yet."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -120,6 +125,10 @@ class State:
     @property
     def dirty(self) -> bool:
         return bool(self._pending)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._pending)
 
     async def flush(self) -> None:
         """Commit in a thread what has gathered.  Raises `StateError`; then it is kept for later."""

@@ -1,0 +1,97 @@
+"""All that a controller has made of a cluster: what its Envoys run, what every object says.
+
+The one comparison of all tests of faults: whatever happened, the world must be what a clean boot
+makes of the same objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from cluster.controller import Controller
+
+World = dict[str, Any]
+
+_DUMPS = {
+    "dynamic_active_clusters": "cluster",
+    "dynamic_listeners": "listener",
+    "dynamic_scoped_route_configs": "scope",
+}
+_KINDS = "ingress,aviinfrasettings,virtualservices,vsvips"
+
+
+async def _envoy(socket: Path) -> World:
+    """What one Envoy runs: resources by type and name, without times and versions."""
+    connector = aiohttp.UnixConnector(path=str(socket))
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        session.get("http://envoy/config_dump") as answer,
+    ):
+        dump = json.loads(await answer.read())
+    out: World = {}
+    for part in dump["configs"]:
+        for one in part.get("dynamic_active_clusters", ()):
+            out[f"cluster {one['cluster']['name']}"] = one["cluster"]
+        for one in part.get("dynamic_listeners", ()):
+            out[f"listener {one['name']}"] = one["active_state"]["listener"]
+        for scopes in part.get("dynamic_scoped_route_configs", ()):
+            for one in scopes.get("scoped_route_configs", ()):
+                out[f"scope {one['name']}"] = one
+    return out
+
+
+def _said(item: dict[str, Any]) -> Any:
+    """What an object says, without what a later boot may say otherwise."""
+    status = item.get("status", item.get("spec"))
+    for condition in status.get("conditions", ()):
+        condition.pop("lastTransitionTime", None)
+    return status
+
+
+async def world(controller: Controller) -> World:
+    """The world as it is when nothing moves any more."""
+    await controller.until_settled()
+    engines: World = {}
+    for name in await controller.engines():
+        engines[name] = await _envoy(controller.state / "engines" / f"{name}.sock")
+    raw = await asyncio.to_thread(controller.plane.kubectl, "get", _KINDS, "-A", "-o", "json")
+    said = {
+        f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}": _said(
+            item
+        )
+        for item in json.loads(raw)["items"]
+    }
+    return {"engines": engines, "said": said}
+
+
+def difference(one: World, other: World, path: str = "") -> list[str]:
+    """Where two worlds differ, a line each."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        out = []
+        for key in sorted({*one, *other}):
+            if key not in one or key not in other:
+                out.append(f"{path}/{key}: only {'after' if key in one else 'on a clean boot'}")
+            else:
+                out += difference(one[key], other[key], f"{path}/{key}")
+        return out
+    return [] if one == other else [f"{path}: {one!r}, on a clean boot {other!r}"]
+
+
+async def assert_as_on_a_clean_boot(controller: Controller) -> None:
+    """Compare with what a controller without a past makes of the same cluster."""
+    after = await world(controller)
+    assert after["engines"], "nothing runs"
+    await controller.stop()
+    shutil.rmtree(controller.state)
+    await controller.start()
+    clean = await world(controller)
+    found = difference(after, clean)
+    if found:
+        pytest.fail("\n".join(found[:20]) + "\n" + controller.log.read_text()[-2000:])
