@@ -145,7 +145,7 @@ class Serve:
         if lead is not None:
             lead.on_change = self._lead
         socket = state_dir / "xds.sock"
-        self.ads = AdsServer(socket, self._progress)
+        self.ads = AdsServer(socket, self._progress, self._scopes_of)
         self.engines = Engines(
             state_dir / "engines",
             envoy,
@@ -459,6 +459,13 @@ class Serve:
                 self._placed()
 
         asyncio.get_running_loop().call_later(self.engines.drain_s + 1, drained)
+
+    async def _scopes_of(self, name: str) -> list[str] | None:
+        try:
+            return await self.engines.admin(name, timeout_s=30).scopes()
+        except EngineError as err:
+            log.warning("event=scopes_not_read se=%s why=%r", name, str(err))
+            return None
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────
 

@@ -277,7 +277,11 @@ def service_engines(
     out = []
     for name, process in processes.items():
         engine = at.ads.engines.get(name)
-        behind = engine is None or engine.acknowledged < at.ads.catalog(process.group).sequence
+        behind = (
+            engine is None
+            or engine.clearing
+            or engine.acknowledged < at.ads.catalog(process.group).sequence
+        )
         state = "down" if process.pid is None else "up"
         if state == "up" and engine is None:
             state = "disconnected"

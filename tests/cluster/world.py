@@ -19,28 +19,24 @@ from cluster.controller import Controller
 
 World = dict[str, Any]
 
-_DUMPS = {
-    "dynamic_active_clusters": "cluster",
-    "dynamic_listeners": "listener",
-    "dynamic_scoped_route_configs": "scope",
-}
 _KINDS = "ingress,aviinfrasettings,virtualservices,vsvips"
 
 
 async def _envoy(socket: Path) -> World:
-    """What one Envoy runs: resources by type and name, without times and versions."""
+    """What one Envoy runs, when it drains nothing: resources by name, without versions."""
     connector = aiohttp.UnixConnector(path=str(socket))
-    async with (
-        aiohttp.ClientSession(connector=connector) as session,
-        session.get("http://envoy/config_dump") as answer,
-    ):
-        dump = json.loads(await answer.read())
-    out: World = {}
-    for part in dump["configs"]:
+    async with aiohttp.ClientSession(connector=connector) as session, asyncio.timeout(20):
+        while True:
+            async with session.get("http://envoy/config_dump") as answer:
+                configs = json.loads(await answer.read())["configs"]
+            listeners = [one for part in configs for one in part.get("dynamic_listeners", ())]
+            if not any("draining_state" in one or "warming_state" in one for one in listeners):
+                break
+            await asyncio.sleep(0.2)
+    out: World = {f"listener {one['name']}": one["active_state"]["listener"] for one in listeners}
+    for part in configs:
         for one in part.get("dynamic_active_clusters", ()):
             out[f"cluster {one['cluster']['name']}"] = one["cluster"]
-        for one in part.get("dynamic_listeners", ()):
-            out[f"listener {one['name']}"] = one["active_state"]["listener"]
         for scopes in part.get("dynamic_scoped_route_configs", ()):
             for one in scopes.get("scoped_route_configs", ()):
                 out[f"scope {one['name']}"] = one

@@ -124,3 +124,20 @@ async def test_engines_stop_with_akocore_and_leave_no_socket(running: Running) -
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert not list(running.state.rglob("*.sock"))
+
+
+async def test_what_was_deleted_while_akocore_was_away_is_served_no_more(
+    running: Running,
+) -> None:
+    for i in range(1, HOSTS + 1):
+        running.dummy("app", i)
+    await running.start()
+    shown = await running.until_up_to_date(HOSTS)
+    await running.kill()
+    (running.directory / "app1.json").unlink()
+    await running.start()
+    await running.until_up_to_date(HOSTS - 1)
+    client = Client()
+    host, address = "app1.avi.iberia.local", shown["app1.avi.iberia.local"]
+    assert await client.get(address, host) == 404
+    client.close()

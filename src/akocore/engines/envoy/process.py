@@ -250,9 +250,9 @@ class Engines:
         """Every Service Engine that is watched, by name: also one that is down for now."""
         return {name: slot.record for name, slot in sorted(self._slots.items())}
 
-    def admin(self, name: str) -> Admin:
+    def admin(self, name: str, timeout_s: float = 2.0) -> Admin:
         """The admin interface of Service Engine ``name``."""
-        return Admin(self._file(name, ".sock"))
+        return Admin(self._file(name, ".sock"), timeout_s)
 
     def open(self) -> None:
         """Take the directory and find what runs in it.  `ensure` does it when needed.
@@ -617,6 +617,18 @@ class _Stats(Struct):
     stats: list[_Stat] = []
 
 
+class _Scope(Struct):
+    name: str
+
+
+class _Scopes(Struct):
+    scoped_route_configs: list[_Scope] = []
+
+
+class _Dump(Struct):
+    configs: list[_Scopes] = []
+
+
 class _SocketAddress(Struct):
     address: str
     port_value: int = 0
@@ -688,6 +700,15 @@ class Admin:
             for status in msgspec.json.decode(raw, type=_Listeners).listener_statuses
             if (place := status.local_address.socket_address) is not None
         }
+
+    async def scopes(self) -> list[str]:
+        """The names of its scoped routes.  Costs its main thread some 0.1 ms each."""
+        raw = await self._get("/config_dump?resource=dynamic_scoped_route_configs")
+        return [
+            scope.name
+            for part in msgspec.json.decode(raw, type=_Dump).configs
+            for scope in part.scoped_route_configs
+        ]
 
     async def drain(self) -> None:
         """Stop listening, tell kept connections to go, and wait until there is none."""
