@@ -104,6 +104,12 @@ class Controller(Running):
         items = await self.ask("akocore")
         return items[0]["status"] if items else {}
 
+    async def until_ready(self, seconds: float = 20) -> None:
+        """Wait until it has read the cluster and leads."""
+        async with asyncio.timeout(seconds):
+            while not (await self.said()).get("leads"):
+                await asyncio.sleep(0.05)
+
     async def until_settled(self, seconds: float = 60) -> None:
         """Wait until nothing moves, nothing is due and every engine has everything."""
         async with asyncio.timeout(seconds):

@@ -164,7 +164,8 @@ class ClusterFacts:
 
     @property
     def waiting(self) -> int:
-        return len(self._vips_due) + len(self._settings_due)
+        """What a leader has yet to write; a follower has nothing to write."""
+        return len(self._vips_due) + len(self._settings_due) if self._leads() else 0
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,202 @@
+"""Several replicas: one leads, all serve, and nothing is written by one that leads no longer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cluster.control_plane import CONTROLLER, ControlPlane
+from cluster.controller import OBJECTS, Controller
+from cluster.proxy import Proxy
+from cluster.world import assert_as_on_a_clean_boot
+from e2e.running import Client
+
+pytestmark = pytest.mark.real
+
+APPS = 8
+LEASE_S = 3.0
+WRITES = ("POST", "PUT", "PATCH", "DELETE")
+
+
+@pytest_asyncio.fixture
+async def pair(
+    tmp_path: Path, plane: ControlPlane, endpoint: str
+) -> AsyncIterator[tuple[Controller, Controller]]:
+    """Two replicas; the first leads."""
+    both = tuple(Controller(tmp_path / name, plane, endpoint) for name in ("one", "two"))
+    first, second = both
+    first.apply(OBJECTS)
+    first.apps(APPS, "critical-ic")
+    for one in both:
+        one.flags = ["--lease-duration", str(LEASE_S)]
+    await first.start()
+    await first.until(lambda: len(first.shown()) == APPS)
+    await second.start()
+    async with asyncio.timeout(20):
+        while not await second.said():
+            await asyncio.sleep(0.05)
+    yield first, second
+    for one in both:
+        await one.stop()
+
+
+async def serves(replica: Controller, hosts: int) -> None:
+    """Until the engines of this replica have everything, at the same addresses."""
+    await replica.until_settled()
+    shown = {f"hello{n}.avi.iberia.local": ip for n, ip in replica.shown().items()}
+    assert len(shown) == hosts
+    assert {vs["status"]["vip"] for vs in await replica.ask("vs")} == set(shown.values())
+
+
+def holder(plane: ControlPlane) -> str:
+    path = "-o=jsonpath={.spec.holderIdentity}"
+    return plane.kubectl("get", "lease", "akocore", "-n", "akocore-system", path)
+
+
+async def test_a_follower_serves_the_same_addresses_and_writes_nothing(
+    pair: tuple[Controller, Controller], tmp_path: Path
+) -> None:
+    first, second = pair
+    await second.stop()
+    async with Proxy(first.plane, tmp_path, CONTROLLER) as proxy:
+        second.kubeconfig = proxy.kubeconfig
+        await second.start()
+        await serves(second, APPS)
+        assert not (await second.said())["leads"]
+        await asyncio.to_thread(first.apps, 2, "critical-ic", APPS + 1)
+        await first.until(lambda: len(first.shown()) == APPS + 2)
+        await serves(second, APPS + 2)
+        first.size("DEDICATED")
+        await first.until(lambda: len(first.groups()) == APPS + 2)
+        await serves(second, APPS + 2)
+        assert not [asked for asked in proxy.asked if asked.startswith(WRITES)]
+        await second.stop()
+
+
+async def test_a_killed_leader_is_followed_by_the_other_with_the_same_addresses(
+    pair: tuple[Controller, Controller],
+) -> None:
+    first, second = pair
+    await serves(second, APPS)
+    before = first.shown()
+    await first.kill()
+    await asyncio.to_thread(first.apps, 1, "critical-ic", APPS + 1)
+    await first.until(lambda: len(first.shown()) == APPS + 1, 3 * LEASE_S)
+    assert {n: ip for n, ip in first.shown().items() if n <= APPS} == before
+    assert (await second.said())["leads"]
+    await first.start()  # it comes back, and follows
+    await serves(first, APPS + 1)
+    assert not (await first.said())["leads"]
+    await first.stop()
+    await assert_as_on_a_clean_boot(second)
+
+
+async def test_a_leader_that_ends_gives_up_its_lease_at_once(
+    pair: tuple[Controller, Controller],
+) -> None:
+    first, second = pair
+    mine = await asyncio.to_thread(holder, first.plane)
+    await first.stop()
+    began = time.monotonic()
+    await second.until(lambda: holder(second.plane) not in ("", mine))
+    assert time.monotonic() - began < 60
+    await asyncio.to_thread(second.apps, 1, "critical-ic", APPS + 1)
+    await second.until(lambda: len(second.shown()) == APPS + 1)
+
+
+async def test_a_leader_that_slept_past_its_lease_writes_nothing_when_it_wakes(
+    pair: tuple[Controller, Controller], tmp_path: Path
+) -> None:
+    first, second = pair
+    plane = first.plane
+    await first.stop()
+    await second.until(lambda: "two" in str(second.state) and bool(holder(plane)))
+    async with Proxy(plane, tmp_path, CONTROLLER) as proxy:
+        first.kubeconfig = proxy.kubeconfig
+        await second.stop()
+        await first.start()
+        await first.until(lambda: len(first.shown()) == APPS)
+        sleeper = await asyncio.to_thread(holder, plane)
+        await second.start()
+        await serves(second, APPS)
+        # It falls asleep with much to write: a new size, new applications.
+        first.size("SMALL")
+        await asyncio.to_thread(first.apps, 4, "critical-ic", APPS + 1)
+        os.kill(first.pid, signal.SIGSTOP)
+        await second.until(lambda: holder(plane) not in ("", sleeper), 4 * LEASE_S)
+        await second.until(lambda: len(second.shown()) == APPS + 4, 20)
+        await second.until(lambda: len(second.groups()) == 1, 20)
+        settled = await asyncio.to_thread(second.versions)
+        proxy.asked.clear()
+        os.kill(first.pid, signal.SIGCONT)
+        await asyncio.sleep(LEASE_S)
+        assert [asked for asked in proxy.asked if asked.startswith(WRITES)] == []
+        assert await asyncio.to_thread(second.versions) == settled
+        assert not (await first.said())["leads"]
+        await serves(first, APPS + 4)
+        await first.stop()
+        await assert_as_on_a_clean_boot(second)
+
+
+async def test_traffic_goes_on_while_leaders_come_and_go(
+    pair: tuple[Controller, Controller],
+) -> None:
+    first, second = pair
+    await serves(second, APPS)
+    shown = first.shown()
+    failed = asked = 0
+    ended = asyncio.Event()
+
+    async def load() -> None:
+        nonlocal failed, asked
+        client = Client()
+        while not ended.is_set():
+            for number, address in shown.items():
+                asked += 1
+                failed += await client.get(address, f"hello{number}.avi.iberia.local") != 200
+                await asyncio.sleep(0.001)
+        client.close()
+
+    task = asyncio.create_task(load())
+    for one in (first, second):
+        await one.kill()
+        await asyncio.sleep(0.5)
+        await one.start()
+        await one.until_settled()
+    ended.set()
+    await task
+    assert asked > 100
+    assert failed == 0
+
+
+async def test_an_address_taken_by_hand_is_never_given(
+    controller: Controller, plane: ControlPlane
+) -> None:
+    controller.apply(OBJECTS)
+    vip = {
+        "apiVersion": "akocore.io/v1alpha1",
+        "kind": "VsVip",
+        "metadata": {"name": "127.10.16.226"},
+        "spec": {"address": "127.10.16.226", "network": "vips", "virtualService": "by-hand"},
+    }
+    await controller.start()
+    await controller.until_ready()
+    await asyncio.to_thread(plane.kubectl, "apply", "-f", "-", stdin=json.dumps(vip))
+    await asyncio.to_thread(controller.apps, APPS, "critical-ic")
+    await controller.until(lambda: len(controller.shown()) == APPS)
+    assert "127.10.16.226" not in controller.shown().values()
+    # One that is taken away by hand while it is served is written again.
+    used = min(controller.shown().values())
+    await asyncio.to_thread(plane.kubectl, "delete", "vsvip", used)
+    await controller.until(
+        lambda: used in plane.kubectl("get", "vsvips", "-o", "jsonpath={.items[*].spec.address}")
+    )
+    await controller.all_answer(APPS)
