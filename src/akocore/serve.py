@@ -409,7 +409,11 @@ class Serve:
         acknowledged = self.ads.acknowledged(group)
         waiting = self._to_show.get(group)
         while waiting and waiting[0][0] <= acknowledged:
-            self._touch(self.reconciler.store.ingresses_of_host(waiting.popleft()[1]))
+            host = waiting.popleft()[1]
+            self._touch(self.reconciler.store.ingresses_of_host(host))
+            if (placed := self.reconciler.hosts.get(host)) is not None:
+                self.reconciler.realiser.vs_touched.add(placed.vs)
+        self._touch_mirrors()
         for move in list(self._moving):
             if all(self.ads.acknowledged(g) >= n for g, n in move.waits.items()):
                 self._moving.remove(move)

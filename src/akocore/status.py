@@ -297,6 +297,7 @@ def service_engines(
                     "lastExit": process.last_exit,
                     "adopted": process.adopted,
                     "upToDate": not behind,
+                    "waitsFor": engine.waits_for() if engine else [],
                     "rejected": len(engine.rejected) if engine else 0,
                     "nacks": engine.nacks if engine else 0,
                     "virtualServices": sum(

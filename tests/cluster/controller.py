@@ -112,14 +112,16 @@ class Controller(Running):
 
     async def until_settled(self, seconds: float = 60) -> None:
         """Wait until nothing moves, nothing is due and every engine has everything."""
-        async with asyncio.timeout(seconds):
-            quiet = 0
-            while quiet < 3:
-                said, engines = await self.said(), await self.engines()
-                still = bool(said) and not said["moving"] and not said["statusWaiting"]
-                fresh = [e["upToDate"] for e in engines.values()]
-                quiet = quiet + 1 if still and fresh and all(fresh) else 0
-                await asyncio.sleep(0.15)
+        deadline, quiet = time.monotonic() + seconds, 0
+        while quiet < 3:
+            said, engines = await self.said(), await self.engines()
+            if time.monotonic() > deadline:
+                pytest.fail(f"not settled after {seconds} s: {said} {engines}")
+            still = bool(said) and not said["moving"] and not said["statusWaiting"]
+            fresh = [e["upToDate"] for e in engines.values()]
+            there = bool(fresh) == bool(said.get("hosts"))
+            quiet = quiet + 1 if still and there and all(fresh) else 0
+            await asyncio.sleep(0.15)
 
     def size(self, size: str) -> None:
         patch = json.dumps({"spec": {"l7Settings": {"shardSize": size}}})

