@@ -255,3 +255,14 @@ class Resilient:
         self.advance(now)
         self.idle_ms, self.unbalanced_ms = idle_ms, unbalanced_ms
         return self._update(hops, now)
+
+
+def chance_of_none_above(limits: Sequence[int], chances: Sequence[float], n: int) -> float:
+    """P(count_i <= limits[i] for all i) of n flows, exactly: hop by hop over all sums."""
+    ways = [1.0] + [0.0] * n
+    for limit, p in zip(limits, chances, strict=True):
+        ways = [
+            sum(ways[t - k] * p**k / math.factorial(k) for k in range(min(limit, t) + 1))
+            for t in range(n + 1)
+        ]
+    return ways[n] * math.factorial(n)
