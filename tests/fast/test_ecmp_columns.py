@@ -4,6 +4,7 @@ import mmap
 import random
 import socket
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,15 @@ def test_out_is_written_and_returned() -> None:
     again = array("H", bytes(600))
     assert group.select([row[:5] for row in rows(flows)], again) == out
     assert group.shares(flows) == {name: list(out).count(i) for i, (name, _) in enumerate(HOPS)}
+
+
+def test_threads_may_share_a_group() -> None:
+    group = EcmpGroup(HOPS, seed=3)
+    parts = [columns(5_000, size, random.Random(size + i)) for i in range(4) for size in (4, 16)]
+    expected = [group.select(flows) for flows in parts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            assert list(pool.map(group.select, parts)) == expected
 
 
 GOOD = columns(4, 4, random.Random(7))

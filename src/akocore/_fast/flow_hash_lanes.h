@@ -5,7 +5,7 @@
 #if FLOW_LANES == 1
 typedef uint64_t FLOW_NAME(vec);
 #else
-typedef uint64_t FLOW_NAME(vec) __attribute__((vector_size(8 * FLOW_LANES)));
+typedef uint64_t FLOW_NAME(vec) __attribute__((vector_size(8 * FLOW_LANES), may_alias));
 #endif
 
 /* Words of count messages, a column each: 0 (protocol, label), 3 (ports), 4 ... (addresses).
