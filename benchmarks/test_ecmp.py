@@ -42,16 +42,24 @@ MANY = 1_000_000
 OUT = array("H", bytes(2 * MANY))
 
 
-def many(size: int, protos: tuple[int, ...] = (6,)) -> Flows:
-    """A million flows as buffers, with addresses of so many bytes."""
+def many(size: int, protos: tuple[int, ...] = (6,), count: int = MANY) -> Flows:
+    """Flows as buffers, with addresses of so many bytes."""
     rng = random.Random(size)
     return Flows(
-        rng.randbytes(size * MANY),
-        rng.randbytes(size * MANY),
-        bytes(rng.choices(protos, k=MANY)),
-        array("H", rng.randbytes(2 * MANY)),
-        array("H", [443]) * MANY,
+        rng.randbytes(size * count),
+        rng.randbytes(size * count),
+        bytes(rng.choices(protos, k=count)),
+        array("H", rng.randbytes(2 * count)),
+        array("H", [443]) * count,
     )
+
+
+def as_objects(flows: Any, size: int) -> list[Any]:
+    """The same as tuples, for the twin."""
+    addresses = [
+        [column[i : i + size] for i in range(0, len(column), size)] for column in flows[:2]
+    ]
+    return list(zip(*addresses, *flows[2:5], strict=True))
 
 
 @pytest.mark.benchmark(group="ecmp-1k")

@@ -587,6 +587,10 @@ cdef class EcmpGroup(HopGroup):
     to the next good hop in the order, or else to the first good one. So do groups of nexthop
     objects, and IPv4 multipath routes under `net.ipv4.fib_multipath_use_neigh`; IPv6 multipath
     routes don't.
+
+    Not covered: policy 2 and inner headers; source addresses that plain IPv4 routes prefer for what
+    starts here; and, under policy 1, packets that bring a hash of their own, which Linux then takes
+    instead (what a socket of the same kernel sends over veth does; from a wire nothing does).
     """
 
     cdef readonly tuple down
@@ -736,7 +740,7 @@ cdef class MaglevGroup(TableGroup):
     leaves open how). The permutations come from SipHash-2-4 of the names under the seed. Source:
     Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), 3.4.
 
-    Cost of making one: about size × ln(size) steps, 2 ms for 65537.
+    Cost of making one: about size × ln(size) steps; 65537 slots 2 ms for 3 hops, 5 for 100.
     """
 
     def __init__(self, hops, *, size=65537, **hashing):
@@ -981,7 +985,8 @@ cdef class ResilientGroup(TableGroup):
     def touch(self, hashes, now_ms):
         """Marks the buckets of these hashes (as from `hashes`) as used now: their flows live.
 
-        What is due by the clock comes before: see `advance`.
+        What is due by the clock comes before: see `advance`. Linux marks none for an IPv4 flow
+        while the group has a single hop, as it needs no look-up then.
         """
         cdef _Column source = _hashes_of(hashes, self.bits)
         cdef const uint32_t *values = <const uint32_t *>source.view.buf

@@ -126,7 +126,7 @@ def _maker(
     def make(hops: Hops) -> HopGroup:
         try:
             return kind[scheme](hops, **hashing)
-        except (ValueError, OverflowError) as error:
+        except ValueError as error:
             _refuse(error)
 
     return make
@@ -195,7 +195,7 @@ def _naming(places: Sequence[str]) -> Iterator[None]:
     """Turns an error about a flow into a refusal that names its place in the file."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         found = re.match(r"flow (\d+): (.*)", str(error), re.DOTALL)
         if found is None or int(found[1]) >= len(places):
             _refuse(error)
