@@ -220,6 +220,20 @@ def test_what_a_group_cannot_do_is_an_error(call: Any, error: type[Exception], t
     assert group.table == before
 
 
+@pytest.mark.parametrize(
+    "kind", [EcmpGroup, ModuloGroup, MaglevGroup, RendezvousGroup, ResilientGroup]
+)
+def test_a_group_that_was_never_made_is_an_error_and_no_crash(kind: Any) -> None:
+    never = kind.__new__(kind)
+    with pytest.raises(TypeError, match="was never made"):
+        never.place(array("I", [0]))
+    with pytest.raises(TypeError, match="was never made"):
+        never.select([("10.0.0.1", "10.0.0.2", 6, 1, 2)])
+    if kind is ResilientGroup:
+        with pytest.raises(TypeError, match="was never made"):
+            never.touch(array("I", [0]), 1)
+
+
 def test_groups_say_what_they_are() -> None:
     assert repr(ResilientGroup(["a"], seed=1, buckets=8)) == (
         "ResilientGroup([('a', 1)], seed=1, policy=3, buckets=8)"

@@ -472,8 +472,15 @@ cdef class HopGroup:
         self._run(&block, k, hash_, values, hops)
         return 0
 
+    cdef int _ready(self) except -1:
+        """A group that ``__new__`` alone has made has no table."""
+        if self.hops is None:
+            raise TypeError(f"the {type(self).__name__} was never made")
+        return 0
+
     cdef int _fill(self, _Input flows, flow_values hash_, uint32_t *values,
                    uint16_t *hops) except -1:
+        self._ready()
         if flows.rows is not None:
             return self._walk(flows, hash_, values, hops)
         with nogil:
@@ -532,6 +539,7 @@ cdef class HopGroup:
         cdef Py_ssize_t n = source.items()
         cdef array.array chosen
         cdef uint16_t *to
+        self._ready()
         if out is None:
             out = chosen = array.clone(_UINT16, n, zero=False)
             to = chosen.data.as_ushorts
@@ -546,8 +554,10 @@ cdef class HopGroup:
         """How many of the flows each hop gets, by name, in the order of the hops."""
         cdef array.array chosen = self.select(flows)
         cdef array.array counts = array.array("Q", bytes(8 * len(self.hops)))
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, n = len(counts)
         for i in range(len(chosen)):
+            if chosen.data.as_ushorts[i] >= n:
+                raise RuntimeError("the group was changed while it was asked")
             counts.data.as_ulonglongs[chosen.data.as_ushorts[i]] += 1
         return {name: count for (name, _), count in zip(self.hops, counts, strict=True)}
 
@@ -857,6 +867,7 @@ cdef class ResilientGroup(TableGroup):
     of the hops that remain don't move. Buckets know only what `touch` tells them, and time only
     what the caller says: ``now_ms``, which never goes back. The kernel counts in jiffies (4 ms
     where HZ is 250); a bucket that is used in the very one in which it was moved counts as idle.
+    No other thread may ask the group while one changes it.
 
     With any ``bits`` it is the resilient hashing of other routers too, as far as these tell.
     """
@@ -991,6 +1002,7 @@ cdef class ResilientGroup(TableGroup):
         cdef _Column source = _hashes_of(hashes, self.bits)
         cdef const uint32_t *values = <const uint32_t *>source.view.buf
         cdef Py_ssize_t i
+        self._ready()
         self.advance(now_ms)
         for i in range(source.items()):
             self._used[values[i] % self._size] = self.now_ms
