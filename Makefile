@@ -8,10 +8,10 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster venv prerequisites build test lint format typecheck bench debug demo clean
+.PHONY: help cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## create .venv with everything, editable; PYTHON=python3.12 chooses the interpreter
 
@@ -65,6 +65,9 @@ cluster: ## build a real kube-apiserver, kubectl and etcd into a cache, once (5 
 
 test: lint typecheck cluster ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: venv ## the tests that take longer, such as a million look-ups in the kernel
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 bench: venv ## kernels, translate, encode and the whole pipeline beside their limits; asserts no time
 	$(BIN)/python -m pytest benchmarks --benchmark-group-by=group \

@@ -6,7 +6,14 @@ This is the shop window of the compiled kernels; the rooms (``akocore.kube``, ``
 
 try:
     from akocore._fast.diff import Diff, diff_fingerprints, fingerprint
-    from akocore._fast.ecmp import EcmpGroup, Flows
+    from akocore._fast.ecmp import (
+        EcmpGroup,
+        Flows,
+        MaglevGroup,
+        ModuloGroup,
+        RendezvousGroup,
+        ResilientGroup,
+    )
     from akocore._fast.shard import fnv1a32, jump_hosts, rendezvous_hosts, shard_hosts
 except ImportError as error:  # there is no slow fallback, on purpose
     if not (error.name or "").startswith("akocore._fast"):
@@ -24,6 +31,10 @@ __all__ = [
     "Diff",
     "EcmpGroup",
     "Flows",
+    "MaglevGroup",
+    "ModuloGroup",
+    "RendezvousGroup",
+    "ResilientGroup",
     "__version__",
     "diff_fingerprints",
     "fingerprint",

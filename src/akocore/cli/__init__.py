@@ -8,6 +8,7 @@ from akocore.cli.config import config
 from akocore.cli.controller import controller
 from akocore.cli.demo import demo
 from akocore.cli.dummy import dummy
+from akocore.cli.ecmp import ecmp
 from akocore.cli.explain import explain
 from akocore.cli.get import get
 from akocore.cli.install import crds, install
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 for command in (serve, controller, get, explain, demo, dummy, shard, config, crds, install, soak):
     app.command()(command)
+app.add_typer(ecmp, name="ecmp")
 
 
 def main() -> None:
