@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
+.PHONY: help bench-cluster cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,9 +70,12 @@ test-slow: venv ## the tests that take longer, such as a million look-ups in the
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 bench: venv ## kernels, translate, encode and the whole pipeline beside their limits; asserts no time
-	$(BIN)/python -m pytest benchmarks --benchmark-group-by=group \
+	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/cluster --benchmark-group-by=group \
 	  --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=min $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/compare
+
+bench-cluster: venv cluster ## boot, one change, churn, informers over a real API server (10 minutes, root)
+	$(BIN)/python -m pytest benchmarks/cluster $(PYTEST_ARGS)
 
 debug: ## rebuild the kernels with bounds checks, run their tests, and build the fast ones again
 	@touch setup.py

@@ -160,24 +160,20 @@ class ControlPlane:
 
     def bind_controller(self) -> None:
         """Let user akocore do what the roles akocore allow, and nothing else."""
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "akocore"}
-        who = {"apiGroup": role["apiGroup"], "kind": "User", "name": "akocore"}
-        items = [
+        group = "rbac.authorization.k8s.io"
+        who = {"apiGroup": group, "kind": "User", "name": "akocore"}
+        items: list[dict[str, Any]] = [
             {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "apiVersion": f"{group}/v1",
                 "kind": f"{kind}Binding",
                 "metadata": {"name": "akocore-test", **where},
-                "roleRef": {**role, "kind": kind},
+                "roleRef": {"apiGroup": group, "kind": kind, "name": "akocore"},
                 "subjects": [who],
             }
             for kind, where in (("ClusterRole", {}), ("Role", {"namespace": "akocore-system"}))
         ]
-        self.kubectl(
-            "apply",
-            "-f",
-            "-",
-            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}),
-        )
+        both = {"apiVersion": "v1", "kind": "List", "items": items}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(both))
 
     def empty(self) -> None:
         """Take away what tests make: applications, settings, mirrors, the Lease."""

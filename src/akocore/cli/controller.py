@@ -53,21 +53,28 @@ def controller(
 
     from akocore.config import ConfigError, load_config
     from akocore.engines.envoy.process import EngineError, find_envoy
-    from akocore.kube.api import ApiError, ApiServer
-    from akocore.kube.cluster import Cluster
-    from akocore.kube.credentials import CredentialsError, find_credentials
-    from akocore.kube.lease import Lease
-    from akocore.kube.placement import ClusterFacts
-    from akocore.kube.status_writer import StatusWriter
+    from akocore.kube.credentials import Credentials, CredentialsError, find_credentials
     from akocore.place.state import StateError
-    from akocore.serve import Serve
 
     del engines  # the only one there is today
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
     async def run() -> None:
-        loaded, found, where = load_config(config), find_envoy(envoy), state.absolute()
-        async with ApiServer(lambda: find_credentials(kubeconfig)) as api:
+        first: list[asyncio.Task[Credentials]] = [asyncio.create_task(find_credentials(kubeconfig))]
+        await asyncio.sleep(0)  # it asks a child process: the rest of us is loaded meanwhile
+        from akocore.kube.api import ApiServer
+        from akocore.kube.cluster import Cluster
+        from akocore.kube.lease import Lease
+        from akocore.kube.placement import ClusterFacts
+        from akocore.kube.status_writer import StatusWriter
+        from akocore.serve import Serve
+
+        async def credentials() -> Credentials:
+            return await (first.pop() if first else find_credentials(kubeconfig))
+
+        loaded, where = load_config(config), state.absolute()
+        found = await asyncio.to_thread(find_envoy, envoy)
+        async with ApiServer(credentials) as api:
             lease = Lease(
                 api,
                 namespace,
@@ -100,6 +107,6 @@ def controller(
 
     try:
         asyncio.run(run())
-    except (ConfigError, EngineError, StateError, CredentialsError, ApiError) as err:
+    except (ConfigError, EngineError, StateError, CredentialsError) as err:
         typer.echo(f"akocore: {err}", err=True)
         raise typer.Exit(1) from err

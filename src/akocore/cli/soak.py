@@ -108,7 +108,8 @@ class Soak:
     def host(number: int) -> str:
         return f"{NAME}{number}.{DOMAIN}"
 
-    def _objects(self, number: int, version: int) -> list[dict[str, Any]]:
+    def objects(self, number: int, version: int) -> list[dict[str, Any]]:
+        """Service, EndpointSlice and Ingress of an application; its path tells the version."""
         items = manifests(
             NAME, number, domain=DOMAIN, endpoint=self.endpoint, namespace=self.namespace
         )
@@ -118,7 +119,7 @@ class Soak:
     async def create(self, number: int) -> None:
         import orjson
 
-        for item in self._objects(number, 0):
+        for item in self.objects(number, 0):
             path = self.paths[item["kind"]].path(self.namespace)
             await self.api.request("POST", path, None, orjson.dumps(item))
         self.versions[number] = 0
@@ -127,7 +128,7 @@ class Soak:
         import orjson
 
         version = self.versions[number] + 1
-        rules = self._objects(number, version)[-1]["spec"]["rules"]
+        rules = self.objects(number, version)[-1]["spec"]["rules"]
         await self.api.request(
             "PATCH",
             self.paths["Ingress"].path(self.namespace, f"{NAME}{number}"),
