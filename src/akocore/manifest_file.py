@@ -372,7 +372,10 @@ def _value(node: yaml.Node, made: dict[int, Any]) -> Any:
         if tag is _PLAIN or tag in _BY_TEXT:
             return _scalar(value) if len(value) < 48 else value
         if tag != _STR:
-            raise _refuse(f"the tag {tag} is not understood", node)
+            # Not said which: it may be a password that somebody should have quoted.
+            raise _refuse(
+                "a value that begins with '!' is a tag, and not understood: quote it", node
+            )
         return value
     if (key := id(node)) in made:
         if made[key] is ...:
