@@ -8,6 +8,16 @@ from typing import Annotated
 
 import typer
 
+from akocore.cli.observing import (
+    METRICS_LISTEN,
+    LogFormat,
+    LogLevel,
+    LogsAs,
+    LogsFrom,
+    MetricsListen,
+    fail,
+)
+
 __all__ = ["controller"]
 
 
@@ -46,10 +56,12 @@ def controller(
     lease_duration: Annotated[
         float, typer.Option(help="seconds until another replica takes over", min=1)
     ] = 15,
+    metrics_listen: MetricsListen = METRICS_LISTEN,
+    log_format: LogsAs = LogFormat.TEXT,
+    log_level: LogsFrom = LogLevel.INFO,
 ) -> None:
     """Serve the Ingresses of a cluster, and write their status back."""
     import asyncio
-    import logging
 
     from akocore.config import ConfigError, load_config
     from akocore.engines.envoy.process import EngineError, find_envoy
@@ -59,15 +71,20 @@ def controller(
     from akocore.kube.lease import Lease
     from akocore.kube.placement import ClusterFacts
     from akocore.kube.status_writer import StatusWriter
+    from akocore.observe.logs import configure
+    from akocore.observe.observation import ListenError, Observation
     from akocore.place.state import StateError
     from akocore.serve import Serve
 
     del engines  # the only one there is today
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_format, log_level)
 
     async def run() -> None:
         loaded, found, where = load_config(config), find_envoy(envoy), state.absolute()
-        async with ApiServer(lambda: find_credentials(kubeconfig)) as api:
+        async with (
+            Observation(metrics_listen) as observation,
+            ApiServer(lambda: find_credentials(kubeconfig)) as api,
+        ):
             lease = Lease(
                 api,
                 namespace,
@@ -94,12 +111,16 @@ def controller(
                 ),
                 shared=facts,
                 lead=lease,
+                watch=observation.watch,
             )
+            observation.of(serve)
             facts.on_taken = serve.address_taken
             await serve.run()
 
     try:
         asyncio.run(run())
-    except (ConfigError, EngineError, StateError, CredentialsError, ApiError) as err:
-        typer.echo(f"akocore: {err}", err=True)
-        raise typer.Exit(1) from err
+    except (
+        *(ConfigError, EngineError, ListenError, StateError),
+        *(CredentialsError, ApiError),
+    ) as err:
+        fail(err, log_format)
