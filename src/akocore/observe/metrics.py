@@ -7,24 +7,23 @@ are kinds, reasons, groups, engines, Networks and shared virtual services.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import (
-    CollectorRegistry,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from akocore import __version__
 from akocore.kube.cluster import Cluster
@@ -49,47 +48,35 @@ _STORED = (
 _STATES = ("wanted", "running", "connected", "ready")
 
 
-class Metrics:
+class _Histogram:
+    """Observations by the first bound that they don't exceed.  `observe` is one bisection."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        family.add_metric(labels, buckets, self._sum)
+
+
+class Metrics(Collector):
     """A listener of a `Watch`, and what a scrape gets."""
 
     def __init__(self) -> None:
-        # No gauge beside each histogram that says when it was made.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
-        self._sizes = Histogram(
-            "akocore_batch_objects",
-            "Objects that changed, by batch.",
-            buckets=_SIZES,
-            registry=self._registry,
-        )
-        phases = Histogram(
-            "akocore_batch_seconds",
-            "Work on a batch: translate (store, translate, place), encode (resources of Envoy),"
-            " publish (what differs, sent).",
-            ["phase"],
-            buckets=_WORK_S,
-            registry=self._registry,
-        )
-        self._translate = phases.labels("translate")
-        self._encode = phases.labels("encode")
-        self._publish = phases.labels("publish")
-        self._push_ack = Histogram(
-            "akocore_push_ack_seconds",
-            "From a publication to its acknowledgement by every Service Engine of the group that"
-            " clients can meet.",
-            ["group"],
-            buckets=_LATENCY_S,
-            registry=self._registry,
-        )
-        self._event_ack = Histogram(
-            "akocore_event_ack_seconds",
-            "From the first event of a batch to its acknowledgement as above; with the start of"
-            " engines, where there was none.",
-            ["group"],
-            buckets=_LATENCY_S,
-            registry=self._registry,
-        )
+        self._registry.register(self)
+        self._sizes = _Histogram(_SIZES)
+        self._translate, self._encode, self._publish = (_Histogram(_WORK_S) for _ in range(3))
+        self._push_ack: dict[str, _Histogram] = {}
+        self._event_ack: dict[str, _Histogram] = {}
 
     def of(self, serve: Serve, watch: Watch) -> None:
         """From now on a scrape tells of this akocore."""
@@ -100,6 +87,8 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
+    # ── the hot path ────────────────────────────────────────────────────────────────────────
+
     def applied(self, seen: Seen) -> None:
         self._sizes.observe(seen.objects)
         publish_s = seen.publish_s
@@ -109,14 +98,45 @@ class Metrics:
         self._publish.observe(publish_s)
 
     def acknowledged(self, publication: Publication) -> None:
-        at = publication.acknowledged
+        at, group = publication.acknowledged, publication.group
         if publication.pushed:
-            self._push_ack.labels(publication.group).observe(at - publication.ended)
+            if (known := self._push_ack.get(group)) is None:
+                known = self._push_ack[group] = _Histogram(_LATENCY_S)
+            known.observe(at - publication.ended)
         if publication.of_batch:
-            self._event_ack.labels(publication.group).observe(at - publication.of_batch)
+            if (known := self._event_ack.get(group)) is None:
+                known = self._event_ack[group] = _Histogram(_LATENCY_S)
+            known.observe(at - publication.of_batch)
 
     def over(self, seen: Seen) -> None:
         pass
+
+    # ── the scrape ──────────────────────────────────────────────────────────────────────────
+
+    def collect(self) -> Iterator[Metric]:
+        """What was observed."""
+        yield _histograms("batch_objects", "Objects that changed, by batch.", (), {"": self._sizes})
+        yield _histograms(
+            "batch_seconds",
+            "Work on a batch: translate (store, translate, place), encode (resources of Envoy),"
+            " publish (what differs, sent).",
+            ("phase",),
+            {"translate": self._translate, "encode": self._encode, "publish": self._publish},
+        )
+        yield _histograms(
+            "push_ack_seconds",
+            "From a publication to its acknowledgement by every Service Engine of the group that"
+            " clients can meet.",
+            ("group",),
+            self._push_ack,
+        )
+        yield _histograms(
+            "event_ack_seconds",
+            "From the first event of a batch to its acknowledgement as above; with the start of"
+            " engines, where there was none.",
+            ("group",),
+            self._event_ack,
+        )
 
 
 _Values = Iterable[tuple[tuple[str, ...], float]]
@@ -141,6 +161,15 @@ def _counters(name: str, about: str, labels: tuple[str, ...], values: _Values) -
     family = CounterMetricFamily(f"akocore_{name}", about, labels=labels)
     for at, value in values:
         family.add_metric(at, value)
+    return family
+
+
+def _histograms(
+    name: str, about: str, labels: tuple[str, ...], histograms: Mapping[str, _Histogram]
+) -> Metric:
+    family = HistogramMetricFamily(f"akocore_{name}", about, labels=labels)
+    for label, histogram in histograms.items():
+        histogram.add_to(family, (label,) if labels else ())
     return family
 
 
