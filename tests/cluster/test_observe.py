@@ -11,27 +11,18 @@ import pytest
 import pytest_asyncio
 
 from cluster.control_plane import ADMIN, ControlPlane
-from cluster.test_controller import OBJECTS, Controller, endpoint  # noqa: F401
+from cluster.controller import OBJECTS, Controller, install
 from e2e.scraping import ANYWHERE, endpoints, get, scrape, until
 
 pytestmark = pytest.mark.real
 
 
-class Administrator(Controller):
-    """A controller with an administrator's rights: `akocore install` may come later."""
-
-    def source(self) -> list[str]:
-        return ["controller", "--kubeconfig", str(self.plane.kubeconfig)]
-
-
 @pytest_asyncio.fixture
-async def controller(
-    tmp_path: Path,
-    endpoint: str,  # noqa: F811
-) -> AsyncIterator[Controller]:
+async def controller(tmp_path: Path, endpoint: str) -> AsyncIterator[Controller]:
     """Over a control plane that is not there yet.  Neither is started."""
     plane = ControlPlane(tmp_path / "plane")
-    made = Administrator(tmp_path, plane, endpoint)
+    made = Controller(tmp_path, plane, endpoint)
+    made.kubeconfig = plane.kubeconfig  # an administrator's: `akocore install` comes later
     made.options = [*ANYWHERE, "--log-format", "json", "--log-level", "debug"]
     yield made
     await made.stop()
@@ -63,7 +54,7 @@ async def test_a_controller_is_not_ready_before_its_api_server_and_shows_what_it
     assert found['akocore_informer_lists_total{kind="Ingress"}'] == 1
     assert found["akocore_status_writes_total"] == 0
 
-    controller.install()
+    await asyncio.to_thread(install, controller.plane)
     found = await until(at, lambda found: bool(found["akocore_leader"] and not found[missing]), 30)
     controller.apply(OBJECTS)
     controller.apps(20, "critical-ic")
