@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 
@@ -29,7 +29,10 @@ class Event(Struct):
 
 
 class Events:
-    """The last ``keep`` events; ``on_new`` hears of each once.  A call costs what it is given."""
+    """The last ``keep`` events; ``on_new`` hears of each once.  A call costs what it is given.
+
+    ``refused``: how many objects have a refusal now, by (kind, reason, whether just a warning).
+    """
 
     def __init__(
         self,
@@ -38,10 +41,12 @@ class Events:
         on_new: Callable[[Event], None] = lambda _event: None,
     ) -> None:
         self.on_new = on_new
+        self.refused: Counter[tuple[str, str, bool]] = Counter()
         self._now = now
         self._keep = keep
         self._ring: OrderedDict[tuple[str, str, str], Event] = OrderedDict()
         self._refused: dict[str, frozenset[tuple[str, str]]] = {}
+        self._counted: dict[str, Counter[tuple[str, str, bool]]] = {}
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self._ring.values())
@@ -63,10 +68,12 @@ class Events:
 
     def refusals(self, object_: str, refusals: Iterable[Refusal]) -> None:
         """All that an object is refused now: what is new is said, and when it is over."""
+        refusals = tuple(refusals)
         now = frozenset((r.reason, f"{r.field}: {r.remedy}") for r in refusals)
         before = self._refused.get(object_, frozenset())
         if now == before:
             return
+        self._count(object_, refusals)
         for reason, note in sorted(now - before):
             self.say(object_, "Warning", reason, note)
         if now:
@@ -78,3 +85,12 @@ class Events:
     def forget(self, object_: str) -> None:
         """The object is gone."""
         self._refused.pop(object_, None)
+        self._count(object_, ())
+
+    def _count(self, object_: str, refusals: tuple[Refusal, ...]) -> None:
+        told = {(r.object, r.reason, r.warning) for r in refusals}  # a file may have many objects
+        now = Counter((o.partition("/")[0], reason, warning) for o, reason, warning in told)
+        self.refused.subtract(self._counted.pop(object_, {}))
+        self.refused.update(now)
+        if now:
+            self._counted[object_] = now

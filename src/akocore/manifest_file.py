@@ -291,6 +291,8 @@ def _typed(item: Any, parent: dict[str, Any]) -> Any:
     return item
 
 
+# An alias or a tag may be a password that somebody should have quoted: it is not said which.
+_NAMED: Final = re.compile(r"(alias|anchor|tag handle) (?:'[^']*'|\"[^\"]*\")")
 _SEPARATOR: Final = re.compile(rb"^---(?=\s|\Z)", re.MULTILINE)
 
 
@@ -320,7 +322,7 @@ def _documents(data: bytes, name: str) -> Iterator[tuple[Any, _Place]]:
                 yield _value(node, {}), _Place(node)
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
-        what = ", ".join(t for t in (err.problem, err.context) if t)
+        what = ", ".join(_NAMED.sub(r"\1", t) for t in (err.problem, err.context) if t)
         remedy = f"Correct the YAML: {what}."
         raise _SyntaxError("InvalidYAML", remedy, mark.line + 1 if mark else 0) from None
     except (yaml.YAMLError, RecursionError) as err:  # not text, or nested without end
@@ -372,7 +374,9 @@ def _value(node: yaml.Node, made: dict[int, Any]) -> Any:
         if tag is _PLAIN or tag in _BY_TEXT:
             return _scalar(value) if len(value) < 48 else value
         if tag != _STR:
-            raise _refuse(f"the tag {tag} is not understood", node)
+            raise _refuse(
+                "a value that begins with '!' is a tag, and not understood: quote it", node
+            )
         return value
     if (key := id(node)) in made:
         if made[key] is ...:

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -84,7 +85,14 @@ class ManifestDirectory:
         self._under: dict[str, set[str]] = {}  # directory → files at any depth below
         self._claims: dict[str, list[str]] = {}  # id → files that have it; the first one wins
         self._served: dict[str, Object] = {}
+        self._gathering: _Gathering | None = None
+        self.received: Counter[str] = Counter()  # changes, by kind
         self._root_is_there = True
+
+    @property
+    def waiting(self) -> int:
+        """How many paths wait to be looked at."""
+        return self._gathering.waiting if self._gathering is not None else 0
 
     def load(self) -> Batch:
         """The first, whole look.  Raises `ManifestDirectoryError`."""
@@ -123,7 +131,7 @@ class ManifestDirectory:
                 continue
             except OSError as err:
                 raise ManifestDirectoryError(f"{self._root} can't be watched: {err}.") from err
-            gathering = _Gathering(events, stop, self._known)
+            gathering = self._gathering = _Gathering(events, stop, self._known)
             try:
                 at, looks = time.monotonic(), await asyncio.to_thread(self._look_at_all)
                 while self._root.is_dir():  # else what is missing was not removed one by one
@@ -266,6 +274,7 @@ class ManifestDirectory:
             told = self._refusals(path, file)
             if told != file.told:
                 file.told = refusals[path] = told
+        self.received.update(Counter(change.kind for change in changes))
         yield Batch(tuple(changes), refusals, at)
 
     def _merge(self, old: _File, look: _Look, stamp: _Stamp) -> _File:
@@ -374,6 +383,10 @@ class _Gathering:
         self._stopping = self._loop.create_task(stop.wait())
         self._stopping.add_done_callback(lambda _: self._woken.set())
         self._loop.add_reader(events.fileno(), self._collect)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._paths)
 
     def close(self) -> None:
         self._loop.remove_reader(self._events.fileno())

@@ -30,6 +30,7 @@ from akocore.events import Event, Events
 from akocore.kube.objects import Batch
 from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
+from akocore.observe.watch import Watch
 from akocore.place.state import Facts, SharedFacts, State, StateError
 from akocore.reconcile import Move, Reconciler
 
@@ -52,6 +53,13 @@ def _now() -> datetime:
 class Source(Protocol):
     """Where the objects come from: a directory of manifests, or a cluster."""
 
+    received: Counter[str]  # changes so far, by kind
+
+    @property
+    def waiting(self) -> int:
+        """How much has changed that is not in a batch yet."""
+        ...
+
     async def first(self) -> Batch:
         """Everything that is there."""
         ...
@@ -69,6 +77,7 @@ class Sink(Protocol):
     """Where status goes, for a source that wants it back."""
 
     written: int
+    failed: int
 
     @property
     def waiting(self) -> int:
@@ -124,6 +133,7 @@ class Serve:
 
     ``sink``: made with this, when status is to be written.  ``shared``: what is remembered, when
     other replicas write it too (else it is kept in ``state_dir``); ``lead`` says which may.
+    ``watch`` follows each batch to its acknowledgement.
     """
 
     def __init__(
@@ -136,6 +146,7 @@ class Serve:
         sink: Callable[[Serve], Sink] | None = None,
         shared: SharedFacts | None = None,
         lead: Lead | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.config = config
         self.port_offset = port_offset
@@ -164,6 +175,9 @@ class Serve:
             on_close=self._closing,
             port_offset=port_offset,
         )
+        self.watch = Watch() if watch is None else watch
+        self.watch.wanted = self.reconciler.placement.homes_of.__contains__
+        self.ads.on_publish = self.watch.published
         self.source = source(self.facts)
         self.sink = sink(self) if sink is not None else None
         if self.sink is not None:
@@ -229,6 +243,10 @@ class Serve:
     def stop(self) -> None:
         self._stop.set()
 
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
     async def _first_batch(self) -> None:
         """All that is there.  It stays, so the collector need not look at it, now or later."""
         gc.disable()
@@ -248,7 +266,8 @@ class Serve:
 
     async def _batch(self, batch: Batch) -> None:
         self._batches += 1
-        touched = self.reconciler.apply(batch.changes)
+        with self.watch.batch(batch, self.reconciler.realiser):
+            touched = self.reconciler.apply(batch.changes)
         if self.sink is not None:
             for change in batch.changes:
                 if change.kind == "AviInfraSetting":
@@ -407,6 +426,7 @@ class Serve:
             self._fleet[group] = fleet
             self._fleet_changed(group)
         acknowledged = self.ads.acknowledged(group)
+        self.watch.acknowledged(group, acknowledged if any(e[1] for e in fleet) else None)
         waiting = self._to_show.get(group)
         while waiting and waiting[0][0] <= acknowledged:
             host = waiting.popleft()[1]

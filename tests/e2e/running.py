@@ -80,7 +80,10 @@ class Client:
 
 
 class Running:
-    """One ``akocore serve`` over ``scratch/manifests``; `start` again after `kill`."""
+    """One ``akocore serve`` over ``scratch/manifests``; `start` again after `kill`.
+
+    ``options`` and ``environment`` are added to those of each start.
+    """
 
     def __init__(self, scratch: Path, backend_port: int) -> None:
         self.directory = scratch / "manifests"
@@ -89,7 +92,9 @@ class Running:
         self.log = scratch / "akocore.log"
         self.endpoint = f"127.0.0.1:{backend_port}"
         self.config = ""
-        self.environment: dict[str, str] = {}  # more than our own
+        self.python = [sys.executable]
+        self.options = ["--metrics-listen", ""]
+        self.environment: dict[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -112,8 +117,8 @@ class Running:
         return ["serve", str(self.directory)]
 
     async def start(self) -> None:
-        command = [sys.executable, "-m", "akocore", *self.source()]
-        command += ["--state", str(self.state), "--port-offset", str(OFFSET)]
+        command = [*self.python, "-m", "akocore", *self.source()]
+        command += ["--state", str(self.state), "--port-offset", str(OFFSET), *self.options]
         if self.config:
             file = self.state.with_name("config.yaml")
             file.write_text(self.config)

@@ -151,6 +151,19 @@ def test_what_is_no_yaml_is_a_refusal_and_no_exception(text: str) -> None:
     assert refusal(text).reason == "InvalidYAML"
 
 
+@pytest.mark.parametrize("without", ["", "import yaml; del yaml.CSafeLoader"])
+@pytest.mark.parametrize("value", ["!hunter2", "!!hunter2", "*hunter2", "!hunter2!x", '"hunter2'])
+def test_a_password_that_reads_as_yaml_is_not_repeated(value: str, without: str) -> None:
+    code = (
+        f"{without}\n"
+        "from akocore.manifest_file import read\n"
+        f"print(read(b'password: {value}', 'a.yaml').refusals[0].remedy)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("Correct the YAML: ")
+    assert "hunter2" not in run.stdout
+
+
 def test_bytes_that_are_no_text_are_a_refusal_with_a_line() -> None:
     (only,) = read(b"a: b\nc: \xff\xfe\n", "a.yaml").refusals
     assert (only.reason, only.line) == ("InvalidYAML", 2)

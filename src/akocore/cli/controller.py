@@ -8,6 +8,16 @@ from typing import Annotated
 
 import typer
 
+from akocore.cli.observing import (
+    METRICS_LISTEN,
+    LogFormat,
+    LogLevel,
+    LogsAs,
+    LogsFrom,
+    MetricsListen,
+    fail,
+)
+
 __all__ = ["controller"]
 
 
@@ -46,21 +56,25 @@ def controller(
     lease_duration: Annotated[
         float, typer.Option(help="seconds until another replica takes over", min=1)
     ] = 15,
+    metrics_listen: MetricsListen = METRICS_LISTEN,
+    log_format: LogsAs = LogFormat.TEXT,
+    log_level: LogsFrom = LogLevel.INFO,
 ) -> None:
     """Serve the Ingresses of a cluster, and write their status back."""
     import asyncio
-    import logging
 
     from akocore.config import ConfigError, load_config
     from akocore.engines.envoy.process import EngineError, find_envoy
     from akocore.kube.credentials import Credentials, CredentialsError, find_credentials
+    from akocore.observe.logs import configure
+    from akocore.observe.observation import ListenError, Observation
     from akocore.place.state import StateError
 
     del engines  # the only one there is today
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_format, log_level)
 
     async def run() -> None:
-        first: list[asyncio.Task[Credentials]] = [asyncio.create_task(find_credentials(kubeconfig))]
+        first = [asyncio.create_task(find_credentials(kubeconfig))]
         await asyncio.sleep(0)  # it asks a child process: the rest of us is loaded meanwhile
         from akocore.kube.api import ApiServer
         from akocore.kube.cluster import Cluster
@@ -74,7 +88,7 @@ def controller(
 
         loaded, where = load_config(config), state.absolute()
         found = await asyncio.to_thread(find_envoy, envoy)
-        async with ApiServer(credentials) as api:
+        async with Observation(metrics_listen) as observation, ApiServer(credentials) as api:
             lease = Lease(
                 api,
                 namespace,
@@ -101,12 +115,13 @@ def controller(
                 ),
                 shared=facts,
                 lead=lease,
+                watch=observation.watch,
             )
+            observation.of(serve)
             facts.on_taken = serve.address_taken
             await serve.run()
 
     try:
         asyncio.run(run())
-    except (ConfigError, EngineError, StateError, CredentialsError) as err:
-        typer.echo(f"akocore: {err}", err=True)
-        raise typer.Exit(1) from err
+    except (ConfigError, EngineError, ListenError, StateError, CredentialsError) as err:
+        fail(err, log_format)

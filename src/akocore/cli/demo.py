@@ -232,6 +232,7 @@ async def _akocore(scratch: Path, offset: int, envoy: Path | None) -> AsyncItera
     """``akocore serve`` as a child process, from its first answer to its clean end."""
     state = scratch / "state"
     command = [sys.executable, "-m", "akocore", "serve", str(scratch / "manifests")]
+    command += ["--metrics-listen", ""]  # another akocore may run here
     command += ["--state", str(state), "--config", str(scratch / "config.yaml")]
     command += ["--port-offset", str(offset)]
     command += ["--envoy", str(envoy)] if envoy else []

@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from akocore.kube.api import ApiServer, resources
-from akocore.kube.informer import Informer
+from akocore.kube.informer import Informer, Tally
 from akocore.kube.objects import Batch, Change, Secret
 from akocore.model import Refusal
 
@@ -44,7 +45,8 @@ class Cluster:
         self._first_at = 0.0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.informers: dict[str, Informer] = {}
-        self.received = 0
+        self.tallies: dict[str, Tally] = {}  # by kind: of all of its informers that ever were
+        self.received: Counter[str] = Counter()  # changes, by kind
 
     @property
     def waiting(self) -> int:
@@ -56,11 +58,16 @@ class Cluster:
         """The kinds that the API server doesn't have."""
         return sorted(kind for kind, one in self.informers.items() if one.missing)
 
+    @property
+    def unlisted(self) -> list[str]:
+        """The kinds of which not even the first list is there."""
+        return sorted(kind for kind, one in self.informers.items() if not one.synced.is_set())
+
     async def first(self) -> Batch:
         """Everything that is there, when every kind has been listed."""
         at = time.monotonic()
         for kind in WATCHED:
-            self._start(kind, Informer(self._api, resources()[kind], self._take, refused=self._bad))
+            self._start(kind, self._informer(kind))
         for one in self.informers.values():
             await one.synced.wait()
         order = {kind: i for i, kind in enumerate(WATCHED)}
@@ -101,14 +108,7 @@ class Cluster:
         started = []
         for name in sorted(want - have):
             _, namespace, secret = name.split("/")
-            informer = Informer(
-                self._api,
-                resources()[Secret.KIND],
-                self._take,
-                refused=self._bad,
-                namespace=namespace,
-                field_selector=f"metadata.name={secret}",
-            )
+            informer = self._informer(Secret.KIND, namespace, f"metadata.name={secret}")
             self._tasks[name] = asyncio.create_task(informer.run(), name=name)
             started.append(informer)
         with contextlib.suppress(TimeoutError):
@@ -117,6 +117,17 @@ class Cluster:
                     await informer.synced.wait()
         return self._batch(self._first_at) if self._pending else None
 
+    def _informer(self, kind: str, namespace: str = "", field_selector: str = "") -> Informer:
+        return Informer(
+            self._api,
+            resources()[kind],
+            self._take,
+            refused=self._bad,
+            namespace=namespace,
+            field_selector=field_selector,
+            tally=self.tallies.setdefault(kind, Tally()),
+        )
+
     def _start(self, kind: str, informer: Informer) -> None:
         self.informers[kind] = informer
         self._tasks[kind] = asyncio.create_task(informer.run(), name=f"informer {kind}")
@@ -124,7 +135,7 @@ class Cluster:
     def _take(self, changes: list[Change]) -> None:
         if not changes:
             return
-        self.received += len(changes)
+        self.received[changes[0].kind] += len(changes)
         if not self._pending:
             self._first_at = time.monotonic()
         for change in changes:

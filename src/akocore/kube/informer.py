@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 from akocore.kube.api import ApiError, ApiServer, Resource, Status
 from akocore.kube.objects import Change, Object, ObjectMeta
 
-__all__ = ["Informer"]
+__all__ = ["Informer", "Tally"]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,14 @@ class _GoneError(Exception):
     """The server no longer has what happened since our resourceVersion."""
 
 
+class Tally(Struct):
+    """What the informers of one kind have done so far."""
+
+    lists: int = 0
+    watches: int = 0
+    failures: int = 0
+
+
 class Informer:
     """One kind, of one field selector if need be.
 
@@ -79,12 +87,13 @@ class Informer:
         refused: Callable[[str, str | None], None] = lambda _key, _error: None,
         namespace: str = "",
         field_selector: str = "",
+        tally: Tally | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.resource = resource
         self.synced = asyncio.Event()
         self.missing = False
-        self.lists = 0
+        self.tally = tally if tally is not None else Tally()
         self._api = api
         self._deliver = deliver
         self._refused = refused
@@ -120,16 +129,18 @@ class Informer:
                     self._absent()
                     await asyncio.sleep(_MISSING_S)
                     continue
+                self.tally.failures += 1
                 wait = err.retry_after_s or min(max(2 * wait, shortest), longest)
                 log.warning("event=watch_broken kind=%s why=%r", self.resource.kind.KIND, str(err))
             except TimeoutError:
+                self.tally.failures += 1
                 wait = min(max(2 * wait, shortest), longest)
             await asyncio.sleep(wait * self._rng.uniform(0.5, 1))
 
     # ── the list ────────────────────────────────────────────────────────────────────────────
 
     async def _list(self) -> None:
-        self.lists += 1
+        self.tally.lists += 1
         if self._streams_lists:
             try:
                 await self._stream_list()
@@ -210,6 +221,7 @@ class Informer:
     # ── the watch ───────────────────────────────────────────────────────────────────────────
 
     async def _watch(self) -> None:
+        self.tally.watches += 1
         query = {
             **self._query,
             "watch": "true",

@@ -97,8 +97,8 @@ class Lease:
                     wait = min(wait, left_s)
             except (ApiError, TimeoutError) as err:
                 missing = isinstance(err, ApiError) and err.code in (403, 404)
-                remedy = " remedy='Run `akocore install`.'" if missing else ""
-                log.warning("event=lease_not_reached why=%r%s", str(err), remedy)
+                remedy = "Run `akocore install`." if missing else "It is tried again."
+                log.warning("event=lease_not_reached why=%r remedy=%r", str(err), remedy)
                 wait = min(wait, 1.0)
             self._tell()
             self.tried.set()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,9 @@ class Engine(Struct):
 class AdsServer:
     """Serves the catalogs of all groups on one unix socket.
 
-    ``on_progress(group)`` is called when an engine of the group comes, goes, or acknowledges.
+    ``on_progress(group)`` is called when an engine of the group comes, goes, or acknowledges,
+    ``on_publish(group, sequence, began, pushed)`` after each change of its catalog: when that
+    began, and whether an engine that clients can meet got it.
     ``scopes_of(engine)``: the names of the scopes that a running engine has; None: it is away.
     """
 
@@ -164,6 +167,7 @@ class AdsServer:
         self.catalogs: dict[str, Catalog] = {}
         self.engines: dict[str, Engine] = {}
         self.nacks = 0
+        self.on_publish: Callable[[str, int, float, bool], None] = lambda *_: None
         self._on_progress = on_progress
         self._scopes_of = scopes_of
         self._met: set[str] = set()  # engines that this server has served before
@@ -194,6 +198,11 @@ class AdsServer:
         """The catalogs are complete: answer the engines."""
         self._open.set()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether engines are answered."""
+        return self._open.is_set()
+
     async def stop(self) -> None:
         if self._server is not None:
             for engine in self.engines.values():
@@ -208,6 +217,7 @@ class AdsServer:
 
     def publish(self, group: str, puts: Iterable[Encoded], drops: Iterable[tuple[str, str]]) -> int:
         """Change a group's catalog; the sequence number to wait for.  Cost: what changed."""
+        began = time.monotonic()
         catalog = self.catalog(group)
         changed: dict[str, list[Encoded]] = {t: [] for t in _PUT_ORDER}
         removed: dict[str, list[Encoded]] = {t: [] for t in _DROP_ORDER}
@@ -222,7 +232,8 @@ class AdsServer:
         if not any(changed.values()) and not any(removed.values()):
             return catalog.sequence
         catalog.sequence += 1
-        for engine in self._of(group):
+        engines = self._of(group)
+        for engine in engines:
             engine.reached = catalog.sequence
             for one in (*changed[SDS], *removed[SDS]):
                 engine.rejected.pop((SDS, one.name), None)  # it is another one now
@@ -242,6 +253,7 @@ class AdsServer:
                             x.collection == one.collection for x in catalog.resources[LDS].values()
                         ):
                             engine.awaited.pop(one.collection, None)
+        self.on_publish(group, catalog.sequence, began, any(e.answers for e in engines))
         return catalog.sequence
 
     def acknowledged(self, group: str) -> int:
