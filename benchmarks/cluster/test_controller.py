@@ -209,45 +209,50 @@ async def _measure(plane: ControlPlane, scratch: Path, endpoint: str, note: Note
     async with ApiServer(credentials) as api:
         await api.apply(resources()["IngressClass"].path(name="somebody-elses"), other_class, "me")
         bench = Bench(plane, api, scratch, endpoint)
-        first = 0.0
-        for size in SIZES:
-            await bench.grow(size)
-            boot = await bench.boot()
-            name = f"{size:6} Ingresses:"
-            note(
-                f"{name} boot → all served {boot['served']:.2f} s, of which lists"
-                f" {boot['read']:.2f} and apply {boot['apply']:.2f}; the API server's own lists"
-                f" {boot['lists']:.2f} s: {boot['served'] - boot['lists']:.2f} s above them"
-            )
-            note(
-                f"{name} {boot['written']} statuses and mirrors written {boot['told']:.1f} s after"
-                f" that; RSS {boot['rss']:.0f} MiB, {boot['cpu']:.2f} CPU seconds so far"
-            )
-            quiet = await bench.created()
-            note(
-                f"{name} created → 200: {_ms(quiet['times'])}; Envoy's own work"
-                f" {quiet['work'] * 1000:.1f} ms"
-            )
-            async with bench.churn(5):
-                busy = await bench.created()
-            note(f"{name} the same under 5 changes a second: {_ms(busy['times'])}")
-            median = statistics.median(quiet["times"])
-            first = first or median
-            note(f"{name} median {median / first:.2f} times that at {SIZES[0]}")
-            await asyncio.sleep(5)
-            idle = await bench.cores(10)
-            async with bench.churn(1):
-                await asyncio.sleep(2)
-                steady = await bench.cores(20)
-            rss = memory_mib(bench.controller.pid)
-            note(
-                f"{name} cores: idle {idle:.3f}, at one change a second {steady:.3f}; RSS {rss:.0f}"
-            )
-            if size == SIZES[-1]:
-                cost = await bench.others()
-                note(f"{name} {OTHERS} Ingresses of another class: {cost:.2f} CPU seconds")
-            await bench.remove_extra()
+        try:
+            await _at_sizes(bench, note)
+        finally:
             await bench.controller.stop()
+
+
+async def _at_sizes(bench: Bench, note: Note) -> None:
+    first = 0.0
+    for size in SIZES:
+        await bench.grow(size)
+        boot = await bench.boot()
+        name = f"{size:6} Ingresses:"
+        note(
+            f"{name} boot → all served {boot['served']:.2f} s, of which lists"
+            f" {boot['read']:.2f} and apply {boot['apply']:.2f}; the API server's own lists"
+            f" {boot['lists']:.2f} s: {boot['served'] - boot['lists']:.2f} s above them"
+        )
+        note(
+            f"{name} {boot['written']} statuses and mirrors written {boot['told']:.1f} s after"
+            f" that; RSS {boot['rss']:.0f} MiB, {boot['cpu']:.2f} CPU seconds so far"
+        )
+        quiet = await bench.created()
+        note(
+            f"{name} created → 200: {_ms(quiet['times'])}; Envoy's own work"
+            f" {quiet['work'] * 1000:.1f} ms"
+        )
+        async with bench.churn(5):
+            busy = await bench.created()
+        note(f"{name} the same under 5 changes a second: {_ms(busy['times'])}")
+        median = statistics.median(quiet["times"])
+        first = first or median
+        note(f"{name} median {median / first:.2f} times that at {SIZES[0]}")
+        await asyncio.sleep(5)
+        idle = await bench.cores(10)
+        async with bench.churn(1):
+            await asyncio.sleep(2)
+            steady = await bench.cores(20)
+        rss = memory_mib(bench.controller.pid)
+        note(f"{name} cores: idle {idle:.3f}, at one change a second {steady:.3f}; RSS {rss:.0f}")
+        if size == SIZES[-1]:
+            cost = await bench.others()
+            note(f"{name} {OTHERS} Ingresses of another class: {cost:.2f} CPU seconds")
+        await bench.remove_extra()
+        await bench.controller.stop()
 
 
 def test_controller(tmp_path: Path, note: Note) -> None:

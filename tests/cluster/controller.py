@@ -128,11 +128,11 @@ class Controller(Running):
         self.plane.kubectl("patch", "ais", "critical.infra", "--type=merge", "-p", patch)
 
     async def all_answer(self, count: int) -> None:
-        client = Client()
-        for number, address in self.shown().items():
-            assert await client.get(address, f"hello{number}.avi.iberia.local") == 200
-        assert len(self.shown()) == count
+        client, shown = Client(), self.shown()
+        answers = {n: await client.get(a, f"hello{n}.avi.iberia.local") for n, a in shown.items()}
         client.close()
+        assert len(answers) == count
+        assert set(answers.values()) == {200}, (answers, shown, self.log.read_text()[-3000:])
 
     def versions(self) -> dict[str, str]:
         items = json.loads(self.plane.kubectl("get", "ingress", "-o", "json"))["items"]

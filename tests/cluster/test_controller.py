@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from cluster.control_plane import ControlPlane
 from cluster.controller import LARGE, MEDIUM, OBJECTS, Controller, install
@@ -67,39 +68,40 @@ async def test_an_api_server_that_dies_and_returns_loses_no_change(
     client.close()
 
 
-@pytest.fixture
-def bare(tmp_path: Path, endpoint: str) -> Iterator[ControlPlane]:
-    """A control plane on which nothing was installed."""
-    made = ControlPlane(tmp_path / "bare")
+@pytest_asyncio.fixture
+async def bare(tmp_path: Path, endpoint: str) -> AsyncIterator[Controller]:
+    """A controller over a control plane on which nothing was installed."""
+    plane = ControlPlane(tmp_path / "bare")
+    made = Controller(tmp_path, plane, endpoint)
     try:
-        made.start()
+        await asyncio.to_thread(plane.start)
         yield made
+        await made.stop()
     finally:
-        made.stop()
+        plane.stop()
 
 
 async def test_a_cluster_without_our_crds_is_served_by_the_defaults_until_they_come(
-    bare: ControlPlane, tmp_path: Path, endpoint: str
+    bare: Controller,
 ) -> None:
-    controller = Controller(tmp_path, bare, endpoint)
+    controller, plane = bare, bare.plane
     from akocore.kube.crds import access, ingress_class
 
     items = [*access(), ingress_class(default=True)]
     controller.apply(orjson.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    bare.bind_controller()
+    plane.bind_controller()
     controller.apps(3, None)
     await controller.start()
     await controller.until(lambda: len(controller.shown()) == 3, 20)
     await controller.all_answer(3)
     assert "event=kind_missing kind=AviInfraSetting" in controller.log.read_text()
-    install(bare)
+    install(plane)
     controller.apply(OBJECTS)
     controller.apps(3, "critical-ic")
     await controller.until(lambda: controller.on("127.10.16.", 3), 30)
     await controller.all_answer(3)
-    vips = bare.kubectl("get", "vsvips", "--no-headers").splitlines()
+    vips = plane.kubectl("get", "vsvips", "--no-headers").splitlines()
     assert len([line for line in vips if "critical.infra" in line]) == len(controller.groups())
-    await controller.stop()
 
 
 async def test_the_default_class_a_setting_and_a_network_come_and_go_without_a_restart(

@@ -107,7 +107,10 @@ class ClusterFacts:
     # ── what the cluster has ────────────────────────────────────────────────────────────────
 
     async def load(self) -> None:
-        """Read the accepted settings; waits for the API server as long as it takes."""
+        """Read the accepted settings; waits for the API server as long as it takes.
+
+        Raises `StateError` when it says that we may not.
+        """
         wait, longest = _LOAD_RETRY_S
         while True:
             try:
@@ -116,7 +119,10 @@ class ClusterFacts:
                 if err.code == 404:
                     return
                 if err.code in (401, 403):
-                    raise
+                    raise StateError(
+                        f"what is remembered in the cluster can't be read: {err}."
+                        " Run `akocore install`, or give another --namespace or --kubeconfig."
+                    ) from err
                 log.warning("event=facts_not_read why=%r", str(err))
             except TimeoutError:
                 log.warning("event=facts_not_read why='timeout'")
