@@ -1,23 +1,36 @@
 /* Walks a dict in its order, as PyDict_Next does, with what is needed soon fetched ahead.
 
    CPython 3.11 to 3.14 keep the entries of a dict whose keys are all str as an array of (key,
-   value) pairs (Objects/dictobject.c, DICT_KEYS_UNICODE).  Reading it directly saves the call an
-   entry, lets two dicts of the same pairs be told equal by comparing memory, and lets the
-   processor fetch the strings and bytes of later entries while it looks at this one.  Any other
-   dict, and any other Python, is walked by PyDict_Next. */
+   value) pairs (Objects/dictobject.c, DICT_KEYS_UNICODE; the layout stands in
+   Include/internal/pycore_dict.h).  Reading it directly saves the call an entry, lets two dicts of
+   the same pairs be told equal by comparing memory, and lets the processor fetch the strings and
+   bytes of later entries while it looks at this one.  Any other dict, and any Python on which
+   dict_walk_try doesn't find just that, is walked by PyDict_Next. */
 #ifndef AKOCORE_DICT_WALK_H
 #define AKOCORE_DICT_WALK_H
 
 #include <Python.h>
+#include <stdint.h>
 #include <string.h>
 
-#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030F0000 && !defined(Py_GIL_DISABLED)
+#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030F0000 && !defined(Py_GIL_DISABLED) && \
+    !defined(PYPY_VERSION)
 #define AKOCORE_DICT_ENTRIES 1
-#ifndef Py_BUILD_CORE
-#define Py_BUILD_CORE 1
 #endif
-#include "internal/pycore_dict.h"
-#endif
+
+/* struct _dictkeysobject of these versions; the pairs follow its indices. */
+typedef struct {
+    Py_ssize_t references;
+    uint8_t log2_size;
+    uint8_t log2_index_bytes;
+    uint8_t kind; /* 1: all keys are exact str */
+    uint32_t version;
+    Py_ssize_t usable;
+    Py_ssize_t entries;
+    char indices[];
+} dict_walk_keys;
+
+static int dict_walk_known = 0; /* set by dict_walk_try */
 
 enum { DICT_AHEAD = 12 };
 
@@ -35,9 +48,10 @@ static inline void dict_walk_open(dict_walk *walk, PyObject *dict) {
     walk->pairs = NULL;
 #ifdef AKOCORE_DICT_ENTRIES
     PyDictObject *one = (PyDictObject *)dict;
-    if (one->ma_values == NULL && one->ma_keys->dk_kind == DICT_KEYS_UNICODE) {
-        walk->count = one->ma_keys->dk_nentries;
-        walk->pairs = (PyObject *const *)DK_UNICODE_ENTRIES(one->ma_keys);
+    const dict_walk_keys *keys = (const dict_walk_keys *)one->ma_keys;
+    if (dict_walk_known && one->ma_values == NULL && keys->kind == 1) {
+        walk->count = keys->entries;
+        walk->pairs = (PyObject *const *)(keys->indices + ((size_t)1 << keys->log2_index_bytes));
     }
 #endif
 }
@@ -64,6 +78,23 @@ static inline int dict_walk_next(dict_walk *walk, PyObject **key, PyObject **val
         }
     }
     return 0;
+}
+
+/* Whether this Python's dicts are laid out as said above: a dict with a hole is walked both ways.
+   `dict`: some str keys, one of them deleted again. */
+static inline int dict_walk_try(PyObject *dict) {
+    dict_walk walk;
+    PyObject *key, *value, *other_key, *other_value;
+    Py_ssize_t position = 0;
+    dict_walk_known = 1;
+    dict_walk_open(&walk, dict);
+    if (walk.count < PyDict_Size(dict) || walk.count > 2 * PyDict_Size(dict) + 8)
+        return dict_walk_known = 0;
+    while (PyDict_Next(dict, &position, &key, &value))
+        if (!dict_walk_next(&walk, &other_key, &other_value) || key != other_key ||
+            value != other_value)
+            return dict_walk_known = 0;
+    return dict_walk_known = !dict_walk_next(&walk, &other_key, &other_value);
 }
 
 #endif

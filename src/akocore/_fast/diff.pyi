@@ -3,6 +3,8 @@ from typing import NamedTuple
 
 from typing_extensions import Buffer
 
+READS_ENTRIES: bool
+
 class Diff(NamedTuple):
     added: list[str]
     changed: list[str]

@@ -20,6 +20,7 @@ cdef extern from *:
         Py_ssize_t count  # -1: it isn't known that all keys are exact str
     void dict_walk_open(dict_walk *walk, object d) noexcept
     bint dict_walk_same(const dict_walk *a, const dict_walk *b) noexcept
+    bint dict_walk_try(object d) noexcept
     bint dict_walk_next(dict_walk *walk, PyObject **key, PyObject **value) noexcept
 
 
@@ -36,6 +37,17 @@ cdef extern from "Python.h":
 
 cdef enum:
     SIZE = 16
+
+
+cdef object _try_layout():
+    """Before the first walk: are dicts laid out as dict_walk.h has it?"""
+    some = {f"key {i}": i for i in range(100)}
+    del some["key 42"]
+    return dict_walk_try(some)
+
+
+READS_ENTRIES = bool(_try_layout())
+"""Whether dicts are read directly here; else by CPython's own, slower call."""
 
 
 class Diff(NamedTuple):
