@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml setup.py $(KERNELS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench,standalone]'
 	@touch $@
 
-# A compiler, the interpreter's headers and the venv module; as root on Debian they are fetched.
+# A compiler, the interpreter's headers and the venv module; as root on Debian they are fetched,
+# and so is FRR with what its tests need; its own service is not, so it stays off.
 prerequisites:
 	@missing=; \
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
@@ -33,10 +34,16 @@ prerequisites:
 	  $(PYTHON) -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
 	    || missing="$$missing python3-dev"; \
 	fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  [ -x /usr/lib/frr/bgpd ] || missing="$$missing frr"; \
+	  command -v ip >/dev/null || missing="$$missing iproute2"; \
+	  command -v nft >/dev/null || missing="$$missing nftables"; \
+	fi; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing:$$missing"; \
-	    $(SUDO_APT) update && DEBIAN_FRONTEND=noninteractive $(SUDO_APT) install --no-install-recommends $$missing; \
+	    $(SUDO_APT) update && DEBIAN_FRONTEND=noninteractive $(SUDO_APT) install --no-install-recommends $$missing && \
+	    case "$$missing" in *frr*) systemctl disable --quiet --now frr 2>/dev/null || true;; esac; \
 	  else \
 	    echo "missing:$$missing (install them, or run make as root on Debian)" >&2; exit 1; \
 	  fi; \

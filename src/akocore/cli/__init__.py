@@ -12,6 +12,7 @@ from akocore.cli.ecmp import ecmp
 from akocore.cli.explain import explain
 from akocore.cli.get import get
 from akocore.cli.install import crds, install
+from akocore.cli.lab import lab
 from akocore.cli.serve import serve
 from akocore.cli.shard import shard
 from akocore.cli.soak import soak
@@ -26,6 +27,7 @@ app = typer.Typer(
 for command in (serve, controller, get, explain, demo, dummy, shard, config, crds, install, soak):
     app.command()(command)
 app.add_typer(ecmp, name="ecmp")
+app.add_typer(lab, name="lab")
 
 
 def main() -> None:

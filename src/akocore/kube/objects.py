@@ -354,18 +354,50 @@ class AddressRange(_Part, frozen=True):
     end: str
 
 
+class BfdTimers(_Part, frozen=True):
+    """How fast BFD finds a failure: ``multiplier`` intervals without a packet."""
+
+    transmit_ms: int = 100
+    receive_ms: int = 100
+    multiplier: int = 3
+
+
+class SecretRef(_Part, frozen=True):
+    name: str
+    namespace: str
+
+
 class BgpPeer(_Part, frozen=True):
+    """A router that Service Engines tell their VIPs.  Timers are in seconds.
+
+    ``ebgpMultihop``: how many hops away it may be; 0: on the same network.
+    ``passwordSecret``: a Secret whose key ``password`` both sides sign with (RFC 2385).
+    """
+
     address: str
     remote_as: int
     ebgp_multihop: int = 0
     bfd: bool = False
+    bfd_timers: BfdTimers = BfdTimers()
     advertise_vip: bool = True
     advertise_snat: bool = msgspec.field(default=False, name="advertiseSnat")
     label: str = ""
+    connect_timer: int = 10
+    advertisement_interval: int = 0
+    keepalive_timer: int = 60
+    hold_timer: int = 180
+    password_secret: SecretRef | None = None
 
 
 class BgpProfile(_Part, frozen=True):
+    """``prefix``: what VIPs may be announced from; "": the Network's subnet.
+
+    ``communities``: what every announcement carries, as 65000:1 or 65000:1:1 or no-export.
+    """
+
     local_as: int
+    prefix: str = ""
+    communities: tuple[str, ...] = ()
     peers: tuple[BgpPeer, ...] = ()
 
 

