@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-cluster cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
+.PHONY: help bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ bench: venv ## kernels, translate, encode and the whole pipeline beside their li
 
 bench-cluster: venv cluster ## boot, one change, churn, informers over a real API server (10 minutes, root)
 	$(BIN)/python -m pytest benchmarks/cluster $(PYTEST_ARGS)
+
+cluster-up: venv cluster ## a real API server with akocore installed, until Ctrl-C (root)
+	PYTHONPATH=tests $(BIN)/python -m cluster
+
+soak: venv cluster ## 10,000 Ingresses, 10 edits a second for 15 minutes; SOAK_ARGS='--duration 1m --report DIR' (root)
+	PYTHONPATH=tests $(BIN)/python -m cluster soak $(SOAK_ARGS)
 
 debug: ## rebuild the kernels with bounds checks, run their tests, and build the fast ones again
 	@touch setup.py

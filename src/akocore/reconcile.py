@@ -28,6 +28,8 @@ from akocore.kube.objects import (
     Ingress,
     IngressClass,
     IngressClassSpec,
+    Network,
+    NetworkSpec,
     Object,
     ObjectMeta,
 )
@@ -146,7 +148,9 @@ class Reconciler:
                     settings.add(key)
                 case "Namespace" if _annotation(old) != _annotation(change.obj):
                     touched.update(self.store.referrers(kind, key))
-                case "ServiceEngineGroup" | "Network":
+                case "Network" if _spec(old) != _spec(change.obj):
+                    infra = True
+                case "ServiceEngineGroup":
                     infra = True
                 case "VsVip" if self.shared is not None:
                     vips.append(self.shared.heard(change))
@@ -538,8 +542,8 @@ class Reconciler:
         return {group: self.infrastructure.engines_of(group) for group in self.placement.homes_of}
 
 
-def _spec(obj: Object | None) -> AviInfraSettingSpec | None:
-    return obj.spec if isinstance(obj, AviInfraSetting) else None
+def _spec(obj: Object | None) -> AviInfraSettingSpec | NetworkSpec | None:
+    return obj.spec if isinstance(obj, AviInfraSetting | Network) else None
 
 
 def _annotation(obj: Object | None) -> str | None:

@@ -270,7 +270,7 @@ class Serve:
             touched = self.reconciler.apply(batch.changes)
         if self.sink is not None:
             for change in batch.changes:
-                if change.kind == "AviInfraSetting":
+                if change.kind in ("AviInfraSetting", "Network"):
                     self.sink.touch(change.kind, change.key)
         self._placed()
         for path, refusals in batch.refusals.items():
@@ -356,6 +356,8 @@ class Serve:
                     self.sink.touch("AviInfraSetting", name)
             for name, refusals in at.infrastructure.network_refusals.items():
                 self.events.refusals(f"Network/{name}", refusals)
+                if self.sink is not None:
+                    self.sink.touch("Network", name)
             self._said = said
 
     async def _commit(self) -> None:

@@ -47,7 +47,7 @@ class ControlPlane:
         self.home = home
         self.kubeconfig = home / "kubeconfig"
         self.controllers_kubeconfig = home / "controllers-kubeconfig"
-        self._bin = programs()
+        self.programs = programs()
         self._etcd_port, self._peer_port, self.port = _free_ports(3)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         home.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class ControlPlane:
 
     def _ready(self) -> bool:
         done = subprocess.run(
-            [self._bin / "kubectl", "--kubeconfig", self.kubeconfig, "get", "--raw", "/readyz"],
+            [self.programs / "kubectl", "--kubeconfig", self.kubeconfig, "get", "--raw", "/readyz"],
             capture_output=True,
             check=False,
         )
@@ -155,7 +155,7 @@ class ControlPlane:
             return
         with (self.home / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [self._bin / name, *arguments], stdout=log, stderr=log, start_new_session=True
+                [self.programs / name, *arguments], stdout=log, stderr=log, start_new_session=True
             )
 
     def bind_controller(self) -> None:
@@ -214,7 +214,7 @@ class ControlPlane:
     def kubectl(self, *arguments: str, stdin: str | bytes = "") -> str:
         """What kubectl prints.  Raises with what it says when it fails."""
         done = subprocess.run(
-            [self._bin / "kubectl", "--kubeconfig", self.kubeconfig, *arguments],
+            [self.programs / "kubectl", "--kubeconfig", self.kubeconfig, *arguments],
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
             check=False,

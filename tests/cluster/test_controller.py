@@ -155,6 +155,31 @@ async def test_a_bad_object_gets_an_event_with_the_remedy(walkthrough: Controlle
     await walkthrough.all_answer(20)  # the last good setting goes on
 
 
+async def test_a_bad_edit_of_a_network_is_told_and_harms_nobody(walkthrough: Controller) -> None:
+    plane, before = walkthrough.plane, walkthrough.shown()
+
+    def said() -> list[str]:
+        row = plane.kubectl(
+            "get", "network", "vips", "-o", "jsonpath={.status.status} {.status.error}"
+        )
+        return row.split(maxsplit=1)
+
+    await walkthrough.until(lambda: said() == ["Accepted"])
+    bad = [{"begin": "127.10.16.225", "end": "127.10.99.1"}]
+    good = [{"begin": "127.10.16.225", "end": "127.10.16.254"}]
+    for ranges in (bad, good):
+        patch = json.dumps({"spec": {"vipRanges": ranges}})
+        plane.kubectl("patch", "network", "vips", "--type=merge", "-p", patch)
+        if ranges is bad:
+            await walkthrough.until(lambda: said()[0] == "Rejected")
+            assert "spec.vipRanges[0]" in said()[1]
+            walkthrough.apps(1, "critical-ic", first=21)  # the last good form goes on
+            await walkthrough.until(lambda: 21 in walkthrough.shown())
+    await walkthrough.until(lambda: said() == ["Accepted"])
+    assert {n: ip for n, ip in walkthrough.shown().items() if n < 21} == before
+    await walkthrough.all_answer(21)
+
+
 async def test_only_secrets_that_an_ingress_names_are_read(walkthrough: Controller) -> None:
     from e2e.test_tls import House, pair
 

@@ -35,7 +35,11 @@ _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
         ("Min", "integer", ".spec.minSePerVs"),
         ("Max", "integer", ".spec.maxSePerVs"),
     ],
-    Network: [("Subnet", "string", ".spec.subnet")],
+    Network: [
+        ("Subnet", "string", ".spec.subnet"),
+        ("Status", "string", ".status.status"),
+        ("Error", "string", ".status.error"),
+    ],
     VsVip: [
         ("Address", "string", ".spec.address"),
         ("Network", "string", ".spec.network"),
@@ -214,6 +218,7 @@ def access() -> list[dict[str, Any]]:
         rule("ako.vmware.com", ["aviinfrasettings"], read),
         rule("ako.vmware.com", ["aviinfrasettings/status"], ["patch"]),
         rule("akocore.io", ["networks", "serviceenginegroups"], read),
+        rule("akocore.io", ["networks/status"], ["patch"]),
         rule(
             "akocore.io",
             ["vsvips", "virtualservices", "serviceengines"],

@@ -416,6 +416,7 @@ class Network(Object, frozen=True, gc=False, kw_only=True):
     KIND = "Network"
     NAMESPACED = False
     spec: NetworkSpec
+    status: AcceptedStatus = AcceptedStatus()
 
 
 class VsVipSpec(_Part, frozen=True):

@@ -27,8 +27,10 @@ from akocore.events import Event
 from akocore.kube import mirrors
 from akocore.kube.api import ApiError, ApiServer, Resource, resources
 from akocore.kube.objects import (
+    AviInfraSetting,
     Ingress,
     IngressPoint,
+    Network,
     Object,
     ServiceEngine,
     ServiceEngineStatus,
@@ -46,7 +48,10 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER = "akocore"
 _CONTROLLER = "akocore.io/controller"
 _WORKERS = 16
-_ORDER = ("AviInfraSetting", "Ingress", "Ingress (all)", "VirtualService", "ServiceEngine")
+_ORDER = (
+    *("AviInfraSetting", "Network", "Ingress", "Ingress (all)"),
+    *("VirtualService", "ServiceEngine"),
+)
 _EVENTS_KEPT = 10_000
 _MIRROR_S = 1.0  # a mirror is written once in this time at most
 _AGAIN_S = 0.5  # after a failed write; after a conflict the watch brings the news soon
@@ -149,7 +154,8 @@ class StatusWriter:
         self._ahead.clear()
         self._listed = False
         self._due["Ingress (all)"].update(dict.fromkeys(store.all("Ingress")))
-        self._due["AviInfraSetting"].update(dict.fromkeys(store.all("AviInfraSetting")))
+        for kind in ("AviInfraSetting", "Network"):
+            self._due[kind].update(dict.fromkeys(store.all(kind)))
         self._due["VirtualService"].update(dict.fromkeys(self._at.placement.services))
         self._due["ServiceEngine"].update(dict.fromkeys(self._serve.engines.running))
         self._work.set()
@@ -212,8 +218,8 @@ class StatusWriter:
             match kind:
                 case "Ingress":
                     await self._write_ingress(key)
-                case "AviInfraSetting":
-                    await self._write_setting(key)
+                case "AviInfraSetting" | "Network":
+                    await self._write_accepted(kind, key)
                 case _:
                     wait = await self._write_mirror(kind, key)
         except (ApiError, TimeoutError) as err:
@@ -338,13 +344,18 @@ class StatusWriter:
         found = msgspec.json.decode(raw, type=_Managed).metadata.managed_fields
         return any(m.manager == FIELD_MANAGER and m.subresource == "status" for m in found)
 
-    # ── settings ────────────────────────────────────────────────────────────────────────────
+    # ── settings and Networks ───────────────────────────────────────────────────────────────
 
-    async def _write_setting(self, key: str) -> None:
-        obj = self._at.store.setting(key)
-        if obj is None:
+    async def _write_accepted(self, kind: str, key: str) -> None:
+        obj = self._at.store.all(kind).get(key)
+        if not isinstance(obj, AviInfraSetting | Network):
             return
-        refusals = self._at.infrastructure.setting_refusals.get(key, ())
+        infrastructure = self._at.infrastructure
+        refusals = (
+            infrastructure.setting_refusals
+            if kind == "AviInfraSetting"
+            else infrastructure.network_refusals
+        ).get(key, ())
         said = status.accepted(refusals)
         reason = next((r.reason for r in refusals if not r.warning), "Accepted")
         old = next((c for c in obj.status.conditions if c.type == "Accepted"), None)
