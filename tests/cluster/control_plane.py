@@ -114,6 +114,7 @@ class ControlPlane:
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
             f"--secure-port={self.port}",
             "--bind-address=127.0.0.1",
+            "--advertise-address=192.0.2.1",  # nobody calls it; else it wants a default route
             f"--cert-dir={self.home / 'certificates'}",
             f"--service-account-key-file={self.home / 'sa.key'}",
             f"--service-account-signing-key-file={self.home / 'sa.key'}",
