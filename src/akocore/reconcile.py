@@ -224,6 +224,11 @@ class Reconciler:
                 self.realiser.realise(host, self.hosts[host])
         return [service.name] if homes else []
 
+    @property
+    def decides(self) -> bool:
+        """Whether this replica gives addresses."""
+        return self.placement.decides
+
     def lead(self, decides: bool) -> None:
         """Of several replicas, this one gives addresses from now on, or no longer does."""
         self.placement.decides = decides

@@ -225,6 +225,8 @@ class Serve:
                     await self._first_batch()
                     self.ads.open()
                     self.ready.set()
+                    if self.lead is not None and self.lead.held != self.reconciler.decides:
+                        self._lead(self.lead.held)  # it changed while the first batch was read
                     on_ready()
                     async for batch in self.source.watch(self._stop):
                         await self._batch(batch)

@@ -31,6 +31,7 @@ class Proxy:
         self.echo = False  # each watch event twice, and older ones after newer ones
         self._plane = plane
         self._token = token
+        self._held = ""
         self._open = asyncio.Event()
         self._open.set()
         self._watches: set[web.StreamResponse] = set()
@@ -66,8 +67,9 @@ clusters: [{{name: test, cluster: {{server: "http://127.0.0.1:{port}"}}}}]
         await self._runner.cleanup()
         await self._session.close()
 
-    def hold(self) -> None:
-        """Hand nothing on any more: requests and events wait."""
+    def hold(self, resource: str = "") -> None:
+        """Hand nothing on any more, of this resource or at all: requests and events wait."""
+        self._held = resource
         self._open.clear()
 
     def go_on(self) -> None:
@@ -81,7 +83,8 @@ clusters: [{{name: test, cluster: {{server: "http://127.0.0.1:{port}"}}}}]
             return web.json_response(
                 {"kind": "Status", "code": code, "reason": "Injected"}, status=code, headers=retry
             )
-        await self._open.wait()
+        if not self._held or self._held in request.path:
+            await self._open.wait()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
         headers["Accept-Encoding"] = "identity"
         try:
@@ -108,7 +111,8 @@ clusters: [{{name: test, cluster: {{server: "http://127.0.0.1:{port}"}}}}]
         await out.prepare(request)
         before: bytes | None = None
         async for line in answer.content:
-            await self._open.wait()
+            if not self._held or self._held in request.path:
+                await self._open.wait()
             if self.cut_next_event and b'"MODIFIED"' in line:
                 self.cut_next_event = False
                 await out.write(line[: len(line) // 2])

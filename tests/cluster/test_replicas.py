@@ -112,6 +112,26 @@ async def test_a_leader_that_ends_gives_up_its_lease_at_once(
     await second.until(lambda: len(second.shown()) == APPS + 1)
 
 
+async def test_a_replica_that_comes_to_lead_while_it_still_reads_decides(
+    pair: tuple[Controller, Controller], tmp_path: Path
+) -> None:
+    first, second = pair
+    plane = first.plane
+    await second.stop()
+    async with Proxy(plane, tmp_path, CONTROLLER) as proxy:
+        proxy.hold("ingresses")
+        second.kubeconfig = proxy.kubeconfig
+        await second.start()
+        await second.until(lambda: proxy.asked["GET leases"] > 0)
+        await first.stop()
+        await second.until(lambda: proxy.asked["PUT leases"] > 0)
+        proxy.go_on()
+        await asyncio.to_thread(second.apps, 12, "critical-ic", APPS + 1)
+        await second.until(lambda: len(second.shown()) == APPS + 12)
+        await assert_as_on_a_clean_boot(second)
+        await second.stop()
+
+
 async def test_a_leader_that_slept_past_its_lease_writes_nothing_when_it_wakes(
     pair: tuple[Controller, Controller], tmp_path: Path
 ) -> None:

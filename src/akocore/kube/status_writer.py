@@ -169,6 +169,7 @@ class StatusWriter:
 
     async def run(self) -> None:
         """Write what was touched, until cancelled."""
+        self._work.set()  # for what an earlier life may have left
         async with asyncio.TaskGroup() as tasks:
             for _ in range(_WORKERS):
                 tasks.create_task(self._worker())
@@ -185,6 +186,8 @@ class StatusWriter:
             elif self._events:
                 _, event = self._events.popitem(last=False)
                 await self._write_event(event)
+            elif not self._listed:
+                await self._clean()
             else:
                 self._work.clear()
             looks = looks + 1 if self.written == before else 0
@@ -409,6 +412,19 @@ class StatusWriter:
             self._mirrors[kind, name] = wanted
         self.written += 1
         return 0.0
+
+    async def _clean(self) -> None:
+        """Nothing is due: look whether an earlier leader left mirrors of what is no more."""
+        self._work.clear()
+        if self._serve.ready.is_set():
+            try:
+                await self._list_mirrors()
+                return
+            except (ApiError, TimeoutError) as err:
+                if isinstance(err, ApiError) and err.code == 404:
+                    return  # no such kind: it comes with `akocore install`
+                log.warning("event=mirrors_not_listed why=%r", str(err))
+        asyncio.get_running_loop().call_later(_AGAIN_S, self._work.set)
 
     async def _list_mirrors(self) -> None:
         """Once, as a new leader: what mirrors there are; those of nobody go."""
