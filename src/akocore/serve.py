@@ -212,7 +212,8 @@ class Serve:
             may_listen(80 + self.port_offset)
             method: Any = grpc.unary_unary_rpc_method_handler
             methods = {"Get": method(self._get), "Explain": method(self._explain)}
-            await self.ads.start(grpc.method_handlers_generic_handler(CONTROL, methods))
+            control = grpc.method_handlers_generic_handler(CONTROL, methods)
+            await self.ads.start(control, self.ads.service())
             try:
                 async with asyncio.TaskGroup() as tasks:
                     kept = [tasks.create_task(c) for c in (self._keep_engines(), self._upkeep())]

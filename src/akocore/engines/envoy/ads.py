@@ -21,6 +21,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from msgspec import Struct, field
 from akocore._fast.diff import diff_fingerprints
 from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, Encoded, plain_sni
 
-__all__ = ["AdsServer", "Catalog", "Engine", "Rejection"]
+__all__ = ["AdsServer", "Catalog", "Engine", "Rejection", "unlimited"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,14 @@ _PUT_ORDER = (CDS, LDS, SDS, SRDS)
 _DROP_ORDER = (SRDS, SDS, LDS, CDS)
 
 _Response = tuple[bytes, list[Encoded]]  # a DeltaDiscoveryResponse without, and its resources
+_Admit = Callable[[Any, str, str], Awaitable[None]]
+
+unlimited = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+"""Options of a server of `AdsServer.service`: a big catalog is a big message."""
+
+
+async def _admit_all(_context: Any, _name: str, _group: str) -> None:
+    """On our own socket: who may open it may be any engine."""
 
 
 def _short(type_url: str) -> str:
@@ -112,6 +121,7 @@ class Engine(Struct):
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
     rejected: dict[tuple[str, str], Rejection] = field(default_factory=dict)
     nacks: int = 0  # responses refused on this stream
+    sent: int = 0  # resources, on this stream
     reached: int = 0  # the last sequence number sent
     joining: int = 0  # a new process listens nowhere before it has settled this number
     returned: bool = False  # it has run before, so it may have what is no longer wanted
@@ -178,21 +188,27 @@ class AdsServer:
     # ── life ────────────────────────────────────────────────────────────────────────────────
 
     async def start(self, *handlers: grpc.GenericRpcHandler) -> None:
-        """Listen.  Streams wait until `open`, so nobody is told to drop what is not read yet."""
+        """Listen, with these services.  One of them may be `service`."""
         self.socket.unlink(missing_ok=True)
-        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.aio.server(options=unlimited)
-        method: Any = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
-            response_serializer=None,
-        )
-        service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-        ads = grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": method})
-        self._server.add_generic_rpc_handlers((ads, *handlers))
+        self._server.add_generic_rpc_handlers(handlers)
         self._server.add_insecure_port(f"unix:{self.socket}")
         await self._server.start()
         self.socket.chmod(0o600)
+
+    def service(self, admit: _Admit = _admit_all) -> grpc.GenericRpcHandler:
+        """The discovery service, for any server to offer.
+
+        Streams wait until `open`, so nobody is told to drop what is not read yet.
+        ``admit(context, name, group)``: aborts the call of one that may not be this engine.
+        """
+        method: Any = grpc.stream_stream_rpc_method_handler(
+            partial(self._stream, admit),
+            request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+            response_serializer=None,
+        )
+        name = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+        return grpc.method_handlers_generic_handler(name, {"DeltaAggregatedResources": method})
 
     def open(self) -> None:
         """The catalogs are complete: answer the engines."""
@@ -308,6 +324,7 @@ class AdsServer:
         while resources or gone or always:
             part, resources = resources[:_CHUNK], resources[_CHUNK:]
             engine.nonce += 1
+            engine.sent += len(part)
             nonce = str(engine.nonce)
             head = discovery_pb2.DeltaDiscoveryResponse(
                 type_url=type_url, nonce=nonce, removed_resources=gone
@@ -318,10 +335,13 @@ class AdsServer:
 
     # ── one engine ──────────────────────────────────────────────────────────────────────────
 
-    async def _stream(self, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, admit: _Admit, requests: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[bytes]:
         first = await anext(aiter(requests), None)
         if first is None:
             return
+        await admit(context, first.node.id, first.node.cluster)
         await self._open.wait()
         engine = Engine(first.node.id, first.node.cluster)
         engine.reached = self.catalog(engine.group).sequence
@@ -332,7 +352,9 @@ class AdsServer:
         if replaced is not None:
             replaced.queue.put_nowait(None)
         self.engines[engine.name] = engine
-        log.info("event=se_connected se=%s group=%s", engine.name, engine.group)
+        log.info(
+            "event=se_connected se=%s group=%s from=%s", engine.name, engine.group, context.peer()
+        )
         reader = asyncio.create_task(self._read(engine, first, requests))
         try:
             while (response := await engine.queue.get()) is not None:
@@ -342,7 +364,10 @@ class AdsServer:
             reader.cancel()
             if self.engines.get(engine.name) is engine:
                 del self.engines[engine.name]
-            log.info("event=se_disconnected se=%s group=%s", engine.name, engine.group)
+            log.info(
+                "event=se_disconnected se=%s group=%s sent=%d",
+                *(engine.name, engine.group, engine.sent),
+            )
             self._on_progress(engine.group)
 
     async def _read(self, engine: Engine, first: Any, requests: AsyncIterator[Any]) -> None:
@@ -425,6 +450,7 @@ class AdsServer:
                 self._clearing.add(task)
                 task.add_done_callback(self._clearing.discard)
         if has:
+            engine.returned, engine.joining = True, 0
             delta = diff_fingerprints(
                 {name: one.fingerprint for name, one in wanted.items()},
                 {name: bytes.fromhex(version) for name, version in has.items()},
