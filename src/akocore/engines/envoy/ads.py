@@ -20,7 +20,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+)
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +39,7 @@ from msgspec import Struct, field
 from akocore._fast.diff import diff_fingerprints
 from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, Encoded, plain_sni
 
-__all__ = ["AdsServer", "Catalog", "Engine", "Rejection", "unlimited"]
+__all__ = ["AdsServer", "Catalog", "Elsewhere", "Engine", "Rejection", "unlimited"]
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +120,7 @@ class Engine(Struct):
 
     name: str
     group: str
+    since: float = field(default_factory=time.time)
     queue: asyncio.Queue[_Response | None] = field(default_factory=asyncio.Queue)
     subscribed: dict[str, set[str]] = field(default_factory=dict)
     spellings: dict[str, set[str]] = field(default_factory=dict)  # host → SNIs asked for
@@ -158,13 +166,46 @@ class Engine(Struct):
         return not self.joining
 
 
+class Elsewhere(Struct, frozen=True):
+    """A Service Engine that is connected to another replica, as that one tells it.
+
+    ``number(group, has)``: which of our publications is in what it has.
+    """
+
+    name: str
+    group: str
+    since: float
+    controller: str
+    answers: bool
+    has: Mapping[str, int]
+    rejected: Mapping[tuple[str, str], Rejection]
+    nacks: int
+    number: Callable[[str, Mapping[str, int]], int]
+    # What its replica knows better, and has taken into account.
+    awaited: Mapping[str, int] = {}
+    clearing: bool = False
+
+    @property
+    def acknowledged(self) -> int:
+        """All publications of ours up to this number are settled there."""
+        return self.number(self.group, self.has)
+
+    def waits_for(self) -> list[str]:
+        """What it has yet to acknowledge is known where it is connected."""
+        return []
+
+
 class AdsServer:
-    """Serves the catalogs of all groups on one unix socket.
+    """Serves the catalogs of all groups: on its unix socket, and on servers that offer `service`.
 
     ``on_progress(group)`` is called when an engine of the group comes, goes, or acknowledges,
     ``on_publish(group, sequence, began, pushed)`` after each change of its catalog: when that
     began, and whether an engine that clients can meet got it.
     ``scopes_of(engine)``: the names of the scopes that a running engine has; None: it is away.
+
+    ``engines`` are connected here; ``elsewhere`` to another replica; ``lost`` (name → group) were
+    there not long ago.  ``limit(group)``: what is published beyond it may yet be forgotten, so no
+    engine counts as having it.
     """
 
     def __init__(
@@ -176,6 +217,9 @@ class AdsServer:
         self.socket = socket
         self.catalogs: dict[str, Catalog] = {}
         self.engines: dict[str, Engine] = {}
+        self.elsewhere: dict[str, Elsewhere] = {}
+        self.lost: dict[str, str] = {}
+        self.limit: Callable[[str], int] | None = None
         self.nacks = 0
         self.on_publish: Callable[[str, int, float, bool], None] = lambda *_: None
         self._on_progress = on_progress
@@ -221,10 +265,25 @@ class AdsServer:
 
     async def stop(self) -> None:
         if self._server is not None:
-            for engine in self.engines.values():
-                engine.queue.put_nowait(None)
+            self.send_away()
             await self._server.stop(0.2)
         self.socket.unlink(missing_ok=True)
+
+    @property
+    def fleet(self) -> Mapping[str, Engine | Elsewhere]:
+        """Every engine, wherever it is connected; where it says so twice, the newer one."""
+        if not self.elsewhere:
+            return self.engines
+        out: dict[str, Engine | Elsewhere] = {**self.elsewhere, **self.engines}
+        for name in self.elsewhere.keys() & self.engines.keys():
+            if self.elsewhere[name].since > self.engines[name].since:
+                out[name] = self.elsewhere[name]
+        return out
+
+    def send_away(self) -> None:
+        """End every stream: the engines look for another replica."""
+        for engine in self.engines.values():
+            engine.queue.put_nowait(None)
 
     # ── publishing ──────────────────────────────────────────────────────────────────────────
 
@@ -274,7 +333,9 @@ class AdsServer:
 
     def acknowledged(self, group: str) -> int:
         """The number that every engine that clients can meet has settled; 0 when there is none."""
-        return min((e.acknowledged for e in self._of(group) if e.answers), default=0)
+        engines = [e for e in self.fleet.values() if e.group == group and e.answers]
+        least = min((e.acknowledged for e in engines), default=0)
+        return least if self.limit is None else min(least, self.limit(group))
 
     def retry_listeners(self) -> None:
         """Send refused listeners again: what held their address may be gone."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from akocore.engines.envoy.ads import AdsServer, unlimited
 from akocore.engines.envoy.process import EngineError, may_name
 
-__all__ = ["RemoteServer", "TlsFiles", "stranger"]
+__all__ = ["RemoteServer", "Say", "TlsFiles", "stranger"]
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ class RemoteServer:
         self._files = files
         self._ads = ads
         self._say = say
+        self.before: Callable[[str], Awaitable[None]] | None = None  # an engine is let in
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -188,6 +189,8 @@ class RemoteServer:
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"{name} is refused: {why}. Give the engine its own certificate, or its own name.",
             )
+        if self.before is not None:
+            await self.before(name)
 
     def _on_new(self, problem: str) -> None:
         if self._loop is not None and not self._loop.is_closed():
