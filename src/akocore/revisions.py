@@ -53,8 +53,8 @@ class Revisions:
 
     def mark(self, received: Received, published: Mapping[str, int]) -> bool:
         """All that was received is published by these numbers; whether that is news."""
-        last = self._marks[-1] if self._marks else Mark(_NOTHING, {})
-        if last.published == published:
+        last = self._marks[-1] if self._marks else None
+        if last is not None and last.published == published:
             # Nothing new came of it: nobody need have it, but whoever has the rest has this too.
             if last.received.read == received.read:
                 return False
@@ -66,9 +66,9 @@ class Revisions:
         return True
 
     @property
-    def read(self) -> Versions:
-        """How far we are."""
-        return self._marks[-1].received.read if self._marks else {}
+    def last(self) -> Received:
+        """How far we are; ``seen``: of what came to something."""
+        return self._marks[-1].received if self._marks else _NOTHING
 
     def published(self, group: str) -> int:
         """The last publication of a group that a mark covers."""

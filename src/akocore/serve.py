@@ -534,8 +534,22 @@ class Serve:
             self._to_show.setdefault(home.group, deque()).append((sequence, host))
 
     def _finish(self, move: Move) -> None:
-        self._resting -= 1
-        if not self._stop.is_set():
+        """The time of a move is over: give up the old places, unless a status still names one.
+
+        Whoever is to write that may have been killed, or have no API server: its time begins
+        when it is written.
+        """
+        if self._stop.is_set():
+            return
+        later = asyncio.get_running_loop().call_later
+        if self.sink is not None and self.reconciler.is_named(move):
+            move.named = True
+            later(_UPKEEP_S, self._finish, move)
+        elif move.named:
+            move.named = False
+            later(self.config.move_grace_seconds, self._finish, move)
+        else:
+            self._resting -= 1
             self.reconciler.finish_move(move)
             self._placed()
 

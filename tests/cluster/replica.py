@@ -30,6 +30,7 @@ class Replica(Controller):
         super().__init__(scratch, plane, endpoint)
         self.at = f"127.0.0.1:{free_port()}"
         self.authority = authority
+        self._began = 0
         self.kubeconfig = plane.controllers_kubeconfig
         self._pair = authority.issue(scratch.name, scratch.name, ips=["127.0.0.1"])
 
@@ -47,11 +48,16 @@ class Replica(Controller):
         here = {n for n, e in rows.items() if not e["controller"] and e["upToDate"]}
         return here == set(names)
 
+    async def start(self) -> None:
+        self._began = len(self.log.read_text()) if self.log.exists() else 0
+        await super().start()
+
     @property
     def leads(self) -> bool:
-        """Whether the log says so."""
-        words = [w for w in self.log.read_text().split() if w in ("event=leads", "event=follows")]
-        return words[-1:] == ["event=leads"]
+        """Whether this life of it says so."""
+        text = self.log.read_text()[self._began :]
+        words = [word for word in text.split() if word in ("event=leads", "event=follows")]
+        return self.running and words[-1:] == ["event=leads"]
 
     def virtual_services(self) -> dict[str, dict[str, Any]]:
         """Status of each virtual service, as kubectl shows it."""

@@ -406,6 +406,36 @@ async def test_a_replica_without_an_api_server_sends_its_engines_to_one_that_has
     await wire.cut()
 
 
+GHOST = """
+apiVersion: akocore.io/v1alpha1
+kind: Replica
+metadata: {name: ghost}
+status:
+  identity: ghost
+  leaseSeconds: 60
+  seen: {Ingress: VERSION}
+  engines: [{name: se-1, group: Default-Group, since: 1}]
+"""
+
+
+async def test_an_engine_that_has_more_than_a_replica_has_read_is_let_in_when_it_has_read_it(
+    site: Site,
+) -> None:
+    await site.one.start()
+    site.one.apps(1, "critical-ic")
+    (version,) = site.one.versions().values()
+    site.one.apply(GHOST.replace("VERSION", str(int(version) + 10)))
+    await site.until(lambda: len(site.one.replicas()) == 2)
+    envoy = site.engine("se-1", site.one)
+    await site.until(lambda: envoy.says("starting main dispatch loop"))
+    await asyncio.sleep(1)
+    assert not await site.one.has("se-1")
+    site.one.apps(12, "critical-ic", first=2)
+    await site.until(lambda: site.one.has("se-1"))
+    assert "event=se_has_more" not in site.one.log.read_text()
+    await site.until(lambda: len(site.one.shown()) == 13)
+
+
 async def test_replicas_with_different_configurations_do_not_count_on_each_other(
     site: Site,
 ) -> None:

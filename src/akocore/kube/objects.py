@@ -514,6 +514,7 @@ class ReplicaEngine(_Part, frozen=True):
 class ReplicaStatus(_Part, frozen=True):
     """``leaseSeconds``: not renewed for so long, a replica is no more.
 
+    ``seen``: of each kind, the last object of which something came that may be in its engines.
     ``config``: a digest; what replicas with different ones make of the same objects differs.
     """
 
@@ -522,6 +523,7 @@ class ReplicaStatus(_Part, frozen=True):
     lease_seconds: float = 0
     leads: bool = False
     config: str = ""
+    seen: dict[str, int] = {}
     engines: tuple[ReplicaEngine, ...] = ()
 
 

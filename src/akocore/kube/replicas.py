@@ -55,7 +55,8 @@ __all__ = ["Replicas", "config_digest"]
 log = logging.getLogger(__name__)
 
 _FIELD_MANAGER = "akocore"
-_GAP_S, _IDLE_GAP_S = 0.1, 1.0  # between two reports: when somebody may wait for it, and else
+_GAP_S, _BURST = 0.1, 5  # between two reports in the long run; how many go at once
+_IDLE_GAP_S = 1.0  # when nobody can be waiting for one
 _RETRY_S, _REMEDY_S = 0.3, 5.0
 _TIMEOUT_S = 5.0
 _CATCH_UP_S = 5.0  # an engine is not held up for longer
@@ -120,7 +121,8 @@ class Replicas:
         self._lost: dict[str, float] = {}  # engine → when it went
         self._due = asyncio.Event()
         self._marked = asyncio.Event()
-        self._hurry = 0.0
+        self._hurry = 0.0  # when somebody last waited
+        self._next = 0.0  # a steady ten reports a second would have the next one now
         self._said: ReplicaStatus | None = None
         self._wrote, self._contact = float("-inf"), time.monotonic()
         self._sent_away = False
@@ -169,6 +171,8 @@ class Replicas:
         def kept() -> None:
             made = max(received.seen.get("VsVip", 0), self._revision())
             seen = received.seen | ({"VsVip": made} if made else {})
+            if self._waiting():
+                self._hurry = time.monotonic()
             before = {group: self._revisions.published(group) for group in published}
             if self._revisions.mark(Received(received.read, seen), published):
                 self._marked.set()
@@ -208,17 +212,17 @@ class Replicas:
         """Wait until we have read as much as an engine has that comes to us."""
         has: dict[str, int] = {}
         for other in self._others.values():
-            for engine in other.replica.status.engines:
-                if engine.name == name:
-                    for kind, version in engine.received.items():
-                        has[kind] = max(has.get(kind, 0), version)
+            said = other.replica.status
+            if any(engine.name == name for engine in said.engines):
+                for kind, version in said.seen.items():
+                    has[kind] = max(has.get(kind, 0), version)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CATCH_UP_S):
-                while not reaches(self._revisions.read, has):
+                while not reaches(self._revisions.last.read, has):
                     self._marked.clear()
                     await self._marked.wait()
                 return
-        log.warning("event=se_knows_more se=%s has=%s we=%s", name, has, self._revisions.read)
+        log.warning("event=se_has_more se=%s has=%s we=%s", name, has, self._revisions.last.read)
 
     # ── what happens elsewhere ──────────────────────────────────────────────────────────────
 
@@ -310,6 +314,7 @@ class Replicas:
             lease_seconds=self._duration_s,
             leads=self._leads(),
             config=self._config,
+            seen=self._revisions.last.seen,
             engines=tuple(
                 ReplicaEngine(
                     name=name,
@@ -327,25 +332,26 @@ class Replicas:
     async def _write(self) -> None:
         """One report after another, each as things are then; renewed in time when nothing is new.
 
-        At most ten a second; one a second when nobody can be waiting for it.
+        At most ten a second, a few at once; one a second when nobody can be waiting for it.
         """
         while True:
             left = self._wrote + self._duration_s / 3 - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), max(left, 0))
-            while (left := self._wrote + self._gap_s() - time.monotonic()) > 0:  # noqa: ASYNC110
+            while (left := self._not_before() - time.monotonic()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(min(left, _GAP_S))  # whether somebody waits has no event
+            self._next = max(self._next, time.monotonic() - _BURST * _GAP_S) + _GAP_S
             self._due.clear()
             said = self._status()
             renew = time.monotonic() - self._wrote >= self._duration_s / 3
             if said != self._said or renew:
                 await self._tell(said)
 
-    def _gap_s(self) -> float:
+    def _not_before(self) -> float:
         now = time.monotonic()
         if self._waiting():
             self._hurry = now
-        return _GAP_S if now - self._hurry < _IDLE_GAP_S else _IDLE_GAP_S
+        return self._next if now - self._hurry < _IDLE_GAP_S else self._wrote + _IDLE_GAP_S
 
     async def _tell(self, said: ReplicaStatus) -> None:
         renewed = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
