@@ -1,4 +1,4 @@
-"""``akocore controller --engines external``: one of several, and engines that come to them."""
+"""``akocore controller --engines external``: one of several, for engines that come to them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.control_plane import ControlPlane
-from cluster.test_controller import Controller
+from cluster.controller import Controller
 from engines.authority import Authority
 
 LEASE_S = 3
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as one:
         port: int = one.getsockname()[1]
         return port
@@ -26,20 +26,13 @@ class Replica(Controller):
     def __init__(
         self, scratch: Path, plane: ControlPlane, endpoint: str, authority: Authority
     ) -> None:
-        scratch.mkdir(parents=True)
         super().__init__(scratch, plane, endpoint)
-        self.at = f"127.0.0.1:{free_port()}"
-        self.authority = authority
-        self._began = 0
-        self.kubeconfig = plane.controllers_kubeconfig
-        self._pair = authority.issue(scratch.name, scratch.name, ips=["127.0.0.1"])
-
-    def source(self) -> list[str]:
-        return [
-            *("controller", "--kubeconfig", str(self.kubeconfig), "--engines", "external"),
-            *("--xds-listen", self.at, "--xds-client-ca", str(self.authority.ca)),
-            *("--xds-cert", str(self._pair.certificate), "--xds-key", str(self._pair.key)),
-            *("--lease-duration", str(LEASE_S)),
+        self.at = f"127.0.0.1:{_free_port()}"
+        pair = authority.issue(scratch.name, scratch.name, ips=["127.0.0.1"])
+        self.flags = [
+            *("--engines", "external", "--xds-listen", self.at),
+            *("--xds-cert", str(pair.certificate), "--xds-key", str(pair.key)),
+            *("--xds-client-ca", str(authority.ca), "--lease-duration", str(LEASE_S)),
         ]
 
     async def has(self, *names: str) -> bool:
@@ -48,16 +41,8 @@ class Replica(Controller):
         here = {n for n, e in rows.items() if not e["controller"] and e["upToDate"]}
         return here == set(names)
 
-    async def start(self) -> None:
-        self._began = len(self.log.read_text()) if self.log.exists() else 0
-        await super().start()
-
-    @property
-    def leads(self) -> bool:
-        """Whether this life of it says so."""
-        text = self.log.read_text()[self._began :]
-        words = [word for word in text.split() if word in ("event=leads", "event=follows")]
-        return self.running and words[-1:] == ["event=leads"]
+    async def leads(self) -> bool:
+        return bool((await self.said()).get("leads"))
 
     def virtual_services(self) -> dict[str, dict[str, Any]]:
         """Status of each virtual service, as kubectl shows it."""
