@@ -331,7 +331,7 @@ class Realiser:
 
     def rejected_ingresses(self) -> set[str]:
         """Keys of the Ingresses of which an engine refuses something.  Cost: all hosts."""
-        rejected = {at for e in self.ads.engines.values() for at in e.rejected}
+        rejected = {at for e in self.ads.fleet.values() for at in e.rejected}
         if not rejected:
             return set()
         out: set[str] = set()

@@ -56,9 +56,13 @@ log = logging.getLogger(__name__)
 
 
 class Move(Struct):
-    """Hosts and homes that change place together.  ``waits``: publication by group."""
+    """Hosts and homes that change place together.  ``waits``: publication by group.
+
+    ``named``: when its time was over, a status still named an old place.
+    """
 
     number: int
+    named: bool = False
     waits: dict[str, int] = field(default_factory=dict)
     hosts: list[tuple[str, str]] = field(default_factory=list)  # (host, virtual service left)
     homes: list[tuple[str, Home]] = field(default_factory=list)  # (virtual service, home left)
@@ -533,6 +537,25 @@ class Reconciler:
         ]
         if all(refusal.warning for refusals in refused for refusal in refusals):
             self.placement.forget_absent(self.hosts)
+
+    def is_named(self, move: Move) -> bool:
+        """Whether the status of an Ingress still names a place that the move leaves."""
+        places: list[tuple[str, str]] = []
+        for host, vs in move.hosts:
+            placed = self.hosts.get(host)
+            if placed is not None and placed.old.get(vs) == move.number:
+                places += [(host, home.address) for home in self.placement.services[vs].homes]
+        for vs, home in move.homes:
+            service = self.placement.services.get(vs)
+            if service is not None and self._left(service, home, move):
+                places += [(host, home.address) for host in service.hosts]
+        return any(
+            point.hostname == host and point.ip == address
+            for host, address in places
+            for key in self.store.ingresses_of_host(host)
+            if (ingress := self.store.ingress(key)) is not None
+            for point in ingress.status.load_balancer.ingress
+        )
 
     def hosts_of_move(self, move: Move) -> set[str]:
         """The hosts whose address a move changes."""

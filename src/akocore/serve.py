@@ -24,7 +24,7 @@ import orjson
 
 from akocore import status
 from akocore.config import Config
-from akocore.engines.envoy.ads import AdsServer
+from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
 from akocore.events import Event, Events
 from akocore.kube.objects import Batch
@@ -121,6 +121,36 @@ class Lead(Protocol):
         ...
 
 
+class External(Protocol):
+    """Service Engines that are no processes of ours, and replicas that have some of them."""
+
+    async def open(self) -> None:
+        """Get ready for them.  Raises `EngineError`."""
+        ...
+
+    async def start(self) -> None:
+        """Answer them from now on."""
+        ...
+
+    async def run(self) -> None:
+        """Keep in touch with other replicas, until cancelled."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    def received(self, batch: Batch) -> None:
+        """A batch was applied."""
+        ...
+
+    def mark(self) -> Callable[[], None]:
+        """What was applied is published; to be called when all of it is remembered, too."""
+        ...
+
+    def progressed(self) -> None:
+        """An engine came, went or acknowledged."""
+        ...
+
+
 def of_directory(directory: Path) -> Callable[[Facts], Source]:
     """The source of ``akocore serve DIR``."""
     return lambda state: ManifestDirectory(
@@ -133,7 +163,9 @@ class Serve:
 
     ``sink``: made with this, when status is to be written.  ``shared``: what is remembered, when
     other replicas write it too (else it is kept in ``state_dir``); ``lead`` says which may.
-    ``watch`` follows each batch to its acknowledgement.
+    ``watch`` follows each batch to its acknowledgement.  ``external``: made with this and what to
+    call on progress of a group, when Service Engines are not to be run here; ``envoy`` is not
+    needed then.
     """
 
     def __init__(
@@ -141,12 +173,13 @@ class Serve:
         source: Callable[[Facts], Source],
         state_dir: Path,
         config: Config,
-        envoy: Envoy,
+        envoy: Envoy | None,
         port_offset: int = 0,
         sink: Callable[[Serve], Sink] | None = None,
         shared: SharedFacts | None = None,
         lead: Lead | None = None,
         watch: Watch | None = None,
+        external: Callable[[Serve, Callable[[str], None]], External] | None = None,
     ) -> None:
         self.config = config
         self.port_offset = port_offset
@@ -156,10 +189,11 @@ class Serve:
         if lead is not None:
             lead.on_change = self._lead
         socket = state_dir / "xds.sock"
-        self.ads = AdsServer(socket, self._progress, self._scopes_of)
+        asks = self._scopes_of if external is None else None
+        self.ads = AdsServer(socket, self._progress, asks)
         self.engines = Engines(
             state_dir / "engines",
-            envoy,
+            envoy or Envoy(Path("envoy"), ""),
             socket,
             concurrency=config.envoy_concurrency,
             on_change=self._engine_changed,
@@ -179,6 +213,7 @@ class Serve:
         self.watch.wanted = self.reconciler.placement.homes_of.__contains__
         self.ads.on_publish = self.watch.published
         self.source = source(self.facts)
+        self.external = external(self, self._progress) if external is not None else None
         self.sink = sink(self) if sink is not None else None
         if self.sink is not None:
             self.events.on_new = self.sink.event
@@ -209,21 +244,29 @@ class Serve:
             loop.add_signal_handler(number, self._stop.set)
         self.engines.open()
         try:
-            may_listen(80 + self.port_offset)
+            if self.external is None:
+                may_listen(80 + self.port_offset)
             method: Any = grpc.unary_unary_rpc_method_handler
             methods = {"Get": method(self._get), "Explain": method(self._explain)}
-            await self.ads.start(grpc.method_handlers_generic_handler(CONTROL, methods))
+            control = grpc.method_handlers_generic_handler(CONTROL, methods)
+            await self.ads.start(control, *([] if self.external else [self.ads.service()]))
             try:
+                if self.external is not None:
+                    await self.external.open()
                 async with asyncio.TaskGroup() as tasks:
                     kept = [tasks.create_task(c) for c in (self._keep_engines(), self._upkeep())]
                     if self.sink is not None:
                         kept.append(tasks.create_task(self.sink.run()))
+                    if self.external is not None:
+                        kept.append(tasks.create_task(self.external.run()))
                     if self.lead is not None:
                         kept.append(tasks.create_task(self.lead.run()))
                         await self.lead.tried.wait()
                         self.reconciler.placement.decides = self.lead.held
                     await self._first_batch()
                     self.ads.open()
+                    if self.external is not None:
+                        await self.external.start()
                     self.ready.set()
                     if self.lead is not None and self.lead.held != self.reconciler.decides:
                         self._lead(self.lead.held)  # it changed while the first batch was read
@@ -236,6 +279,8 @@ class Serve:
                 raise group.exceptions[0] from None
         finally:
             await self.engines.stop_all()
+            if self.external is not None:
+                await self.external.stop()
             await self.ads.stop()
             await self._commit()
             self.facts.close()
@@ -261,7 +306,8 @@ class Serve:
             "event=loaded objects=%d read_ms=%.0f apply_ms=%.0f",
             *(len(batch.changes), (read - began) * 1000, (time.perf_counter() - read) * 1000),
         )
-        await asyncio.to_thread(self._warn_of_taken_ports)
+        if self.external is None:
+            await asyncio.to_thread(self._warn_of_taken_ports)
         gc.collect()
         gc.freeze()
         gc.enable()
@@ -270,6 +316,8 @@ class Serve:
         self._batches += 1
         with self.watch.batch(batch, self.reconciler.realiser):
             touched = self.reconciler.apply(batch.changes)
+        if self.external is not None:
+            self.external.received(batch)
         if self.sink is not None:
             for change in batch.changes:
                 if change.kind in ("AviInfraSetting", "Network"):
@@ -364,10 +412,14 @@ class Serve:
 
     async def _commit(self) -> None:
         async with self._committing:  # in order: an older fact never overwrites a newer one
+            kept = self.external.mark() if self.external is not None else None
             try:
                 await self.facts.flush()
             except StateError as err:
                 self.events.say("State", "Warning", "StateNotWritten", str(err))
+                return
+            if kept is not None:
+                kept()
 
     async def _keep_engines(self) -> None:
         """Run the Service Engines that the virtual services need, and no others."""
@@ -375,7 +427,8 @@ class Serve:
             await self._engines_due.wait()
             self._engines_due.clear()
             names: set[str] = set()
-            for group, count in self.reconciler.wanted_engines().items():
+            wanted = self.reconciler.wanted_engines() if self.external is None else {}
+            for group, count in wanted.items():
                 mine = [f"{group}-se-{i + 1}" for i in range(count)]
                 names.update(mine)
                 await self.engines.ensure(group, mine)
@@ -420,10 +473,22 @@ class Serve:
             note = f"pid {process.pid}, restarts {process.restarts}"
             self.events.say(f"ServiceEngine/{name}", "Normal", "EngineStarted", note)
 
+    @property
+    def waits(self) -> bool:
+        """Whether something is to be shown when the engines have it."""
+        return bool(self._moving) or any(self._to_show.values())
+
+    @property
+    def engine_names(self) -> set[str]:
+        """Every Service Engine that there is, or was not long ago."""
+        return {*self.engines.running, *self.ads.fleet, *self.ads.lost}
+
     def _progress(self, group: str) -> None:
+        if self.external is not None:
+            self.external.progressed()
         fleet = [
-            (e.name, e.answers, len(e.rejected))
-            for e in self.ads.engines.values()
+            (e.name, e.answers, len(e.rejected), isinstance(e, Elsewhere) and e.controller)
+            for e in self.ads.fleet.values()
             if e.group == group
         ]
         if self._fleet.get(group) != fleet:
@@ -448,8 +513,9 @@ class Serve:
                 self._resting += 1
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.config.move_grace_seconds, self._finish, move)
-        if self.ads.nacks != self._nacks_said:
-            self._nacks_said = self.ads.nacks
+        nacks = self.ads.nacks + sum(e.nacks for e in self.ads.elsewhere.values())
+        if nacks != self._nacks_said:
+            self._nacks_said = nacks
             self._say(self.reconciler.realiser.rejected_ingresses())
 
     def _fleet_changed(self, group: str) -> None:
@@ -457,7 +523,7 @@ class Serve:
             for service in self.reconciler.placement.services.values():
                 if any(home.group == group for home in service.homes):
                     self.sink.touch("VirtualService", service.name)
-            for name in {*self.engines.running, *self.ads.engines}:
+            for name in self.engine_names:
                 self.sink.touch("ServiceEngine", name)
 
     def show_later(self, host: str) -> None:
@@ -470,8 +536,22 @@ class Serve:
             self._to_show.setdefault(home.group, deque()).append((sequence, host))
 
     def _finish(self, move: Move) -> None:
-        self._resting -= 1
-        if not self._stop.is_set():
+        """The time of a move is over: give up the old places, unless a status still names one.
+
+        Whoever is to write that may have been killed, or have no API server: its time begins
+        when it is written.
+        """
+        if self._stop.is_set():
+            return
+        later = asyncio.get_running_loop().call_later
+        if self.sink is not None and self.reconciler.is_named(move):
+            move.named = True
+            later(_UPKEEP_S, self._finish, move)
+        elif move.named:
+            move.named = False
+            later(self.config.move_grace_seconds, self._finish, move)
+        else:
+            self._resting -= 1
             self.reconciler.finish_move(move)
             self._placed()
 

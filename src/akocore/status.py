@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from akocore.engines.envoy.ads import Engine
+from akocore.engines.envoy.ads import Elsewhere, Engine
 from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name, collection
 from akocore.kube.objects import Ingress
 from akocore.model import Refusal
@@ -62,7 +62,7 @@ _REFUSED_FIELD = {LDS: "status.loadBalancer", SDS: "spec.tls"}  # else: spec.rul
 
 def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[str, str, str]]:
     """(field, engine, its words) of what the engines refuse of a host.  Cost: the refused."""
-    rejecting = [engine for engine in at.ads.engines.values() if engine.rejected]
+    rejecting = [engine for engine in at.ads.fleet.values() if engine.rejected]
     if not rejecting:
         return []
     wanted = {(SRDS, name) for _, name in placed.scopes}
@@ -79,13 +79,13 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
     return list(dict.fromkeys(said))  # a wildcard's certificate is refused once a name
 
 
-def _serving(at: Reconciler, service: VirtualService, home: Home) -> list[Engine]:
+def _serving(at: Reconciler, service: VirtualService, home: Home) -> list[Engine | Elsewhere]:
     """The engines that answer on a virtual service's address: connected, listeners taken."""
     names = _listeners(service, home)
     scopes = [collection(service.name, port.port) for port in service.infra.listeners]
     return [
         engine
-        for engine in at.ads.engines.values()
+        for engine in at.ads.fleet.values()
         if engine.group == home.group
         and engine.answers
         and not any(one in engine.awaited for one in scopes)
@@ -102,6 +102,20 @@ def _programmed(at: Reconciler, host: str) -> Home | None:
         return None
     wanted = max(placed.sequence.get((home.group, service.name), 1), 1)
     return home if at.ads.acknowledged(home.group) >= wanted else None
+
+
+def _waits_for(at: Reconciler, host: str) -> list[str]:
+    """The engines that don't have a host yet which is to be shown; and where they are."""
+    placed = at.hosts[host]
+    service = at.placement.services[placed.shown]
+    if (home := service.shown) is None:
+        return []
+    wanted = max(placed.sequence.get((home.group, service.name), 1), 1)
+    return sorted(
+        f"{e.name} at {e.controller}" if isinstance(e, Elsewhere) else e.name
+        for e in at.ads.fleet.values()
+        if e.group == home.group and e.answers and e.acknowledged < wanted
+    )
 
 
 # ── Ingresses ───────────────────────────────────────────────────────────────────────────────
@@ -212,7 +226,7 @@ def virtual_service(
         why.append(f"{len(engines)} of {wanted} Service Engines")
     if home:
         names = set(_listeners(service, home))
-        for engine in at.ads.engines.values():
+        for engine in at.ads.fleet.values():
             for (type_url, name), found in engine.rejected.items():
                 if type_url == LDS and name in names:
                     why.append(f"{engine.name}: {found.message}")
@@ -273,29 +287,35 @@ def service_engines(
     processes: Mapping[str, EngineProcess],
     requests: Mapping[str, Mapping[str, int]],
 ) -> list[dict[str, Any]]:
-    """Every Service Engine: its process, its stream, what it has served since its start."""
+    """Every Service Engine: its process, its stream, what it has served since its start.
+
+    One that is no process of ours: its stream, here or at another replica.
+    """
     out = []
-    for name, process in processes.items():
-        engine = at.ads.engines.get(name)
+    fleet = at.ads.fleet
+    for name in (*processes, *sorted({*fleet, *at.ads.lost} - processes.keys())):
+        process, engine = processes.get(name), fleet.get(name)
+        group = process.group if process else engine.group if engine else at.ads.lost[name]
         behind = (
             engine is None
             or engine.clearing
-            or engine.acknowledged < at.ads.catalog(process.group).sequence
+            or engine.acknowledged < at.ads.catalog(group).sequence
         )
-        state = "down" if process.pid is None else "up"
+        state = "down" if process is not None and process.pid is None else "up"
         if state == "up" and engine is None:
             state = "disconnected"
         counts = requests.get(name, {})
         out.append(
             {
                 "metadata": {"name": name},
-                "spec": {"seGroup": process.group},
+                "spec": {"seGroup": group},
                 "status": {
                     "state": state,
-                    "pid": process.pid,
-                    "restarts": process.restarts,
-                    "lastExit": process.last_exit,
-                    "adopted": process.adopted,
+                    "pid": process.pid if process else None,
+                    "restarts": process.restarts if process else 0,
+                    "lastExit": process.last_exit if process else "",
+                    "adopted": process.adopted if process else False,
+                    "controller": engine.controller if isinstance(engine, Elsewhere) else "",
                     "upToDate": not behind,
                     "waitsFor": engine.waits_for() if engine else [],
                     "rejected": len(engine.rejected) if engine else 0,
@@ -303,7 +323,7 @@ def service_engines(
                     "virtualServices": sum(
                         1
                         for service in at.placement.services.values()
-                        if any(home.group == process.group for home in service.homes)
+                        if any(home.group == group for home in service.homes)
                     ),
                     "requests": sum(counts.values()),
                     "requestsByVirtualService": dict(counts),
@@ -355,9 +375,7 @@ def groups(at: Reconciler) -> list[dict[str, Any]]:
                 "maxSe": spec.max_se,
             },
             "status": {
-                "serviceEngines": sorted(
-                    e.name for e in at.ads.engines.values() if e.group == name
-                ),
+                "serviceEngines": sorted(e.name for e in at.ads.fleet.values() if e.group == name),
             },
         }
         for name, spec in sorted(at.infrastructure.groups.items())
@@ -418,6 +436,7 @@ def explain(at: Reconciler, key: str) -> dict[str, Any] | None:
             {
                 "host": host,
                 "programmed": _programmed(at, host) is not None,
+                "waitsFor": _waits_for(at, host),
                 "shard": service.shard if service.shard >= 0 else "dedicated",
                 "virtualService": virtual_service(at, service)["status"] | {"name": service.name},
                 "leaving": sorted(placed.left),

@@ -181,7 +181,7 @@ class ControlPlane:
         self.kubectl(
             "delete", "--all", "--wait=false", "ingress,service,endpointslice,secret,event"
         )
-        own = "ais,networks,serviceenginegroups,vsvips,virtualservices,serviceengines"
+        own = "ais,networks,serviceenginegroups,vsvips,virtualservices,serviceengines,replicas"
         self.kubectl("delete", "--all", "--wait=false", own)
         system = ("-n", "akocore-system", "--ignore-not-found", "--wait=false")
         self.kubectl("delete", *system, "lease/akocore", "configmap/akocore-accepted")

@@ -102,6 +102,10 @@ class Running:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     def dummy(self, name: str, number: int, ingress_class: str | None = None) -> Path:
         """Write Service, EndpointSlice and Ingress ``NAMEnumber`` with one rename."""
         items = manifests(name, number, endpoint=self.endpoint, ingress_class=ingress_class)
@@ -165,6 +169,13 @@ class Running:
                 return []
         items: list[dict[str, Any]] = orjson.loads(answer)["items"]
         return items
+
+    async def explain(self, key: str) -> dict[str, Any]:
+        """``akocore explain ingress/KEY -o json``."""
+        async with grpc.aio.insecure_channel(f"unix:{self.state / 'xds.sock'}") as at:
+            call: Any = at.unary_unary("/akocore.v1alpha1.Control/Explain")
+            found: dict[str, Any] = orjson.loads(await call(orjson.dumps({"ingress": key})))
+        return found
 
     async def addresses(self) -> dict[str, str]:
         """Host → VIP, as status says."""

@@ -13,6 +13,7 @@ from akocore.cli.explain import explain
 from akocore.cli.get import get
 from akocore.cli.install import crds, install
 from akocore.cli.lab import lab
+from akocore.cli.se import se
 from akocore.cli.serve import serve
 from akocore.cli.shard import shard
 from akocore.cli.soak import soak
@@ -28,6 +29,7 @@ for command in (serve, controller, get, explain, demo, dummy, shard, config, crd
     app.command()(command)
 app.add_typer(ecmp, name="ecmp")
 app.add_typer(lab, name="lab")
+app.add_typer(se, name="se")
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,14 @@ from akocore.cli.observing import (
     fail,
 )
 
+if TYPE_CHECKING:
+    from akocore.kube.api import ApiServer
+    from akocore.kube.lease import Lease
+    from akocore.kube.placement import ClusterFacts
+    from akocore.serve import External, Serve
+
+    _External = Callable[[Serve, Callable[[str], None]], External]
+
 __all__ = ["controller"]
 
 
@@ -25,6 +34,7 @@ class EnginesWhere(StrEnum):
     """Where Service Engines run."""
 
     LOCAL = "local"
+    EXTERNAL = "external"
 
 
 def _identity(state: Path) -> str:
@@ -41,8 +51,19 @@ def controller(
         Path | None, typer.Option(help="default: $KUBECONFIG, ~/.kube/config, then the pod's own")
     ] = None,
     engines: Annotated[
-        EnginesWhere, typer.Option(help="local: Envoy processes on this machine")
+        EnginesWhere,
+        typer.Option(
+            help="local: Envoy processes on this machine; external: they come over mutual TLS"
+        ),
     ] = EnginesWhere.LOCAL,
+    xds_listen: Annotated[str, typer.Option(help="for external engines")] = "0.0.0.0:18000",
+    xds_cert: Annotated[
+        Path | None, typer.Option(help="our certificate, PEM; followed when it is replaced")
+    ] = None,
+    xds_key: Annotated[Path | None, typer.Option(help="its key, PEM")] = None,
+    xds_client_ca: Annotated[
+        Path | None, typer.Option(help="who signs the engines' certificates, PEM")
+    ] = None,
     state: Annotated[Path, typer.Option(help="run directory: engines and the admin socket")] = Path(
         "/var/lib/akocore"
     ),
@@ -63,17 +84,40 @@ def controller(
     """Serve the Ingresses of a cluster, and write their status back."""
     import asyncio
 
-    from akocore.config import ConfigError, load_config
+    from akocore.config import Config, ConfigError, load_config
     from akocore.engines.envoy.process import EngineError, find_envoy
     from akocore.kube.credentials import Credentials, CredentialsError, find_credentials
     from akocore.observe.logs import configure
     from akocore.observe.observation import ListenError, Observation
     from akocore.place.state import StateError
 
-    del engines  # the only one there is today
+    is_external = engines is EnginesWhere.EXTERNAL
     configure(log_format, log_level)
 
+    def external(api: ApiServer, lease: Lease, facts: ClusterFacts, config: Config) -> _External:
+        from akocore.engines.envoy.remote import RemoteServer, TlsFiles
+        from akocore.kube.replicas import Replicas, config_digest
+
+        if xds_cert is None or xds_key is None or xds_client_ca is None:
+            raise EngineError("--engines external needs --xds-cert, --xds-key and --xds-client-ca.")
+        files = TlsFiles(xds_cert, xds_key, xds_client_ca)
+        return lambda serve, progress: Replicas(
+            api,
+            serve.ads,
+            RemoteServer(xds_listen, files, serve.ads, serve.events.say),
+            identity=lease.identity,
+            config=config_digest(config, port_offset),
+            duration_s=lease_duration,
+            leads=lambda: lease.held,
+            revision=lambda: facts.revision,
+            waiting=lambda: serve.waits,
+            progress=progress,
+            say=serve.events.say,
+        )
+
     async def run() -> None:
+        if not is_external and (xds_cert or xds_key or xds_client_ca):
+            raise EngineError("--xds-cert, --xds-key, --xds-client-ca are for --engines external.")
         first = [asyncio.create_task(find_credentials(kubeconfig))]
         await asyncio.sleep(0)  # it asks a child process: the rest of us is loaded meanwhile
         from akocore.kube.api import ApiServer
@@ -87,7 +131,7 @@ def controller(
             return await (first.pop() if first else find_credentials(kubeconfig))
 
         loaded, where = load_config(config), state.absolute()
-        found = await asyncio.to_thread(find_envoy, envoy)
+        found = None if is_external else await asyncio.to_thread(find_envoy, envoy)
         async with Observation(metrics_listen) as observation, ApiServer(credentials) as api:
             lease = Lease(
                 api,
@@ -116,6 +160,7 @@ def controller(
                 shared=facts,
                 lead=lease,
                 watch=observation.watch,
+                external=external(api, lease, facts, loaded) if is_external else None,
             )
             observation.of(serve)
             facts.on_taken = serve.address_taken

@@ -46,6 +46,8 @@ def explain(
     for host in found["hosts"]:
         vs = host["virtualService"]
         served = "served" if host["programmed"] else "not served yet"
+        if not host["programmed"] and host["waitsFor"]:
+            served += f": {', '.join(host['waitsFor'])} not so far"
         at = tree.add(f"host     [bold]{escape(host['host'] or '*')}[/]: {served}")
         at.add(
             f"virtual service {escape(vs['name'])} (shard {host['shard']}), VIP"

@@ -111,6 +111,7 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("UP TO DATE", at("status.upToDate")),
             ("REJECTED", at("status.rejected")),
             ("LAST EXIT", at("status.lastExit")),
+            ("CONTROLLER", at("status.controller")),
         ],
     ),
     "aviinfrasetting": (

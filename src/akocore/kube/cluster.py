@@ -18,6 +18,7 @@ from akocore.kube.api import ApiServer, resources
 from akocore.kube.informer import Informer, Tally
 from akocore.kube.objects import Batch, Change, Secret
 from akocore.model import Refusal
+from akocore.revisions import Received
 
 __all__ = ["WATCHED", "Cluster"]
 
@@ -74,7 +75,7 @@ class Cluster:
         changes, self._pending = list(self._pending.values()), {}
         changes.sort(key=lambda c: (order[c.kind], *_age(c)))
         refusals, self._refusals = self._refusals, {}
-        return Batch(tuple(changes), refusals, at)
+        return Batch(tuple(changes), refusals, at, self._received())
 
     async def watch(self, stop: asyncio.Event) -> AsyncIterator[Batch]:
         """Batches as things change, until ``stop``."""
@@ -165,7 +166,12 @@ class Cluster:
     def _batch(self, at: float) -> Batch:
         changes, self._pending = list(self._pending.values()), {}
         refusals, self._refusals = self._refusals, {}
-        return Batch(tuple(changes), refusals, at)
+        return Batch(tuple(changes), refusals, at, self._received())
+
+    def _received(self) -> Received:
+        """How far we are: nothing is on its way between an informer and a batch."""
+        read = {kind: one.read for kind, one in self.informers.items()}
+        return Received(read, {kind: one.seen for kind, one in self.informers.items()})
 
 
 def _age(change: Change) -> tuple[str, list[tuple[int, str]]]:

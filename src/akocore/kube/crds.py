@@ -11,6 +11,7 @@ from akocore.kube.objects import (
     AviInfraSetting,
     Network,
     Object,
+    Replica,
     ServiceEngine,
     ServiceEngineGroup,
     VirtualService,
@@ -61,6 +62,10 @@ _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
         ("VS", "integer", ".status.virtualServices"),
         ("Controller", "string", ".status.controller"),
     ],
+    Replica: [
+        ("Leads", "boolean", ".status.leads"),
+        ("Renewed", "date", ".status.renewed"),
+    ],
 }
 _NETWORK_NAMED = {
     "rule": "has(self.networkName) != has(self.networkUUID)",
@@ -109,6 +114,10 @@ def _schema(of: inspect.Type) -> dict[str, Any]:
         case inspect.IntType(ge=low, le=high):
             bounds = {"minimum": low, "maximum": high}
             return {"type": "integer", **{k: v for k, v in bounds.items() if v is not None}}
+        case inspect.FloatType():
+            return {"type": "number"}
+        case inspect.DictType(value_type=value):
+            return {"type": "object", "additionalProperties": _schema(value)}
         case inspect.VarTupleType(item_type=item):
             return {"type": "array", "items": _schema(item)}
         case inspect.StructType(cls=cls, fields=fields):
@@ -221,7 +230,7 @@ def access() -> list[dict[str, Any]]:
         rule("akocore.io", ["networks/status"], ["patch"]),
         rule(
             "akocore.io",
-            ["vsvips", "virtualservices", "serviceengines"],
+            ["vsvips", "virtualservices", "serviceengines", "replicas"],
             [*read, "create", "update", "patch", "delete"],
         ),
         rule("events.k8s.io", ["events"], ["create", "get", "patch"]),

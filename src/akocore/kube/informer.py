@@ -94,6 +94,8 @@ class Informer:
         self.synced = asyncio.Event()
         self.missing = False
         self.tally = tally if tally is not None else Tally()
+        self.read = 0  # all changes up to this resourceVersion have been delivered
+        self.seen = 0  # the last object's among them
         self._api = api
         self._deliver = deliver
         self._refused = refused
@@ -204,6 +206,7 @@ class Informer:
                 gone.discard(self._decode_meta.decode(raw).metadata.key)
         changes += [self._gone(key) for key in sorted(gone)]
         self._version = version
+        self.read = max(self.read, int(version or 0))
         self._buried.clear()
         self.missing = False
         self._deliver(changes)
@@ -251,9 +254,10 @@ class Informer:
                     self._deliver([self._gone(meta.key)])
                     self._bury(meta.key, version)
                 self._reached(meta.resource_version)
+                self.seen = max(self.seen, version)
             case "BOOKMARK":
                 found = msgspec.json.decode(event.object, type=_Bookmark).metadata
-                self._version = found.resource_version
+                self._reached(found.resource_version)
             case _:
                 self._raise(event.object)
 
@@ -280,6 +284,7 @@ class Informer:
         if key in self._bad:
             self._bad.discard(key)
             self._refused(f"{kind}/{key}", None)
+        self.seen = max(self.seen, version)
         if version <= self._known.get(key, -1) or version <= self._buried.get(key, -1):
             return None  # again, or late: resourceVersions of one kind are ordered (KEP-5504)
         self._known[key] = version
@@ -295,6 +300,7 @@ class Informer:
     def _reached(self, version: str) -> None:
         if int(version or 0) > int(self._version or 0):
             self._version = version
+        self.read = max(self.read, int(version or 0))
 
     def _gone(self, key: str) -> Change:
         kind = self.resource.kind.KIND

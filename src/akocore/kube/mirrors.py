@@ -7,6 +7,7 @@ import re
 from mmh3 import mmh3_x64_128_digest
 
 from akocore import status
+from akocore.engines.envoy.ads import Elsewhere
 from akocore.engines.envoy.process import EngineProcess
 from akocore.kube.objects import ServiceEngineStatus, VirtualServiceStatus
 from akocore.place.virtual_services import VirtualService
@@ -51,11 +52,18 @@ def virtual_service(at: Reconciler, service: VirtualService) -> VirtualServiceSt
 def service_engine(
     at: Reconciler, name: str, process: EngineProcess | None, controller: str
 ) -> ServiceEngineStatus | None:
-    """The mirror of one Service Engine; None: there is none of that name."""
-    engine = at.ads.engines.get(name)
-    if process is None and engine is None:
+    """The mirror of one Service Engine; None: there is none of that name.
+
+    ``controller``: who we are.
+    """
+    engine = at.ads.fleet.get(name)
+    if process is None and engine is None and name not in at.ads.lost:
         return None
-    group = process.group if process is not None else engine.group if engine is not None else ""
+    group = process.group if process else engine.group if engine else at.ads.lost[name]
+    if process is None and engine is None:
+        controller = ""
+    elif isinstance(engine, Elsewhere):
+        controller = engine.controller
     if process is not None and process.pid is None:
         state, why = "down", process.last_exit
     elif engine is None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from akocore.model import Refusal
+from akocore.revisions import Received
 
 __all__ = [
     "KINDS",
@@ -28,6 +29,7 @@ __all__ = [
     "Network",
     "Object",
     "ObjectMeta",
+    "Replica",
     "Secret",
     "Service",
     "ServiceEngine",
@@ -486,7 +488,56 @@ class ServiceEngine(Object, frozen=True, gc=False, kw_only=True):
     status: ServiceEngineStatus = ServiceEngineStatus()
 
 
-OWN_KINDS: Final[tuple[type[Object], ...]] = (VsVip, VirtualService, ServiceEngine)
+class EngineRejection(_Part, frozen=True):
+    """A resource that an engine refuses, with its own words."""
+
+    type: str
+    name: str
+    message: str = ""
+
+
+class ReplicaEngine(_Part, frozen=True):
+    """A Service Engine as the replica has it that it is connected to.
+
+    ``received``: how far in each kind's stream of changes it has what was made of them.
+    """
+
+    name: str
+    group: str
+    since: float
+    answers: bool = False
+    nacks: int = 0
+    received: dict[str, int] = {}
+    rejected: tuple[EngineRejection, ...] = ()
+
+
+class ReplicaStatus(_Part, frozen=True):
+    """``leaseSeconds``: not renewed for so long, a replica is no more.
+
+    ``seen``: of each kind, the last object of which something came that may be in its engines.
+    ``config``: a digest; what replicas with different ones make of the same objects differs.
+    """
+
+    identity: str = ""
+    renewed: str = ""
+    lease_seconds: float = 0
+    leads: bool = False
+    config: str = ""
+    seen: dict[str, int] = {}
+    engines: tuple[ReplicaEngine, ...] = ()
+
+
+class Replica(Object, frozen=True, gc=False, kw_only=True):
+    """What one replica tells the others: it alone writes it."""
+
+    GROUP = "akocore.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "Replica"
+    NAMESPACED = False
+    status: ReplicaStatus = ReplicaStatus()
+
+
+OWN_KINDS: Final[tuple[type[Object], ...]] = (VsVip, VirtualService, ServiceEngine, Replica)
 """What akocore itself writes into a cluster."""
 
 KINDS: Final[dict[tuple[str, str], type[Object]]] = {
@@ -519,12 +570,14 @@ class Batch(Struct, frozen=True):
     """What a source brought at once.
 
     ``refusals``: by file or object, all there are of it now; () when it is fine again.
-    ``at``: `time.monotonic` when the first of it was seen.
+    ``at``: `time.monotonic` when the first of it was seen.  ``received``: how far the source has
+    come with it, for one that others have as well.
     """
 
     changes: tuple[Change, ...]
     refusals: dict[str, tuple[Refusal, ...]]
     at: float
+    received: Received | None = None
 
 
 def key_of(kind: str, key: str) -> str:

@@ -64,6 +64,7 @@ class ClusterFacts:
 
     def __init__(self, api: ApiServer, namespace: str, leads: Callable[[], bool]) -> None:
         self.on_taken: Callable[[str], None] = lambda _address: None
+        self.revision = 0  # the newest VsVip that we have made
         self._api = api
         self._leads = leads
         self._vips = resources()["VsVip"]
@@ -244,7 +245,9 @@ class ClusterFacts:
             if err.code != 409:
                 raise
             raw = await self._api.request("GET", path, timeout_s=_TIMEOUT_S)
-        found = self._objects[address] = _kept(msgspec.json.decode(raw, type=VsVip))
+        made_so = msgspec.json.decode(raw, type=VsVip)
+        self.revision = max(self.revision, int(made_so.metadata.resource_version or 0))
+        found = self._objects[address] = _kept(made_so)
         if found.owner != want:
             self.on_taken(address)
 

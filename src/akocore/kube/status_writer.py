@@ -157,7 +157,7 @@ class StatusWriter:
         for kind in ("AviInfraSetting", "Network"):
             self._due[kind].update(dict.fromkeys(store.all(kind)))
         self._due["VirtualService"].update(dict.fromkeys(self._at.placement.services))
-        self._due["ServiceEngine"].update(dict.fromkeys(self._serve.engines.running))
+        self._due["ServiceEngine"].update(dict.fromkeys(self._serve.engine_names))
         self._work.set()
 
     def event(self, event: Event) -> None:
@@ -440,7 +440,7 @@ class StatusWriter:
             self._listed = True
         known = {
             "VirtualService": set(map(mirrors.object_name, self._at.placement.services)),
-            "ServiceEngine": set(map(mirrors.object_name, self._serve.engines.running)),
+            "ServiceEngine": set(map(mirrors.object_name, self._serve.engine_names)),
         }
         for kind, name in self._mirrors:
             if name not in known[kind]:

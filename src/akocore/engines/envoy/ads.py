@@ -20,7 +20,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+)
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +39,7 @@ from msgspec import Struct, field
 from akocore._fast.diff import diff_fingerprints
 from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, Encoded, plain_sni
 
-__all__ = ["AdsServer", "Catalog", "Engine", "Rejection"]
+__all__ = ["AdsServer", "Catalog", "Elsewhere", "Engine", "Rejection", "unlimited"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +49,14 @@ _PUT_ORDER = (CDS, LDS, SDS, SRDS)
 _DROP_ORDER = (SRDS, SDS, LDS, CDS)
 
 _Response = tuple[bytes, list[Encoded]]  # a DeltaDiscoveryResponse without, and its resources
+_Admit = Callable[[Any, str, str], Awaitable[None]]
+
+unlimited = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+"""Options of a server of `AdsServer.service`: a big catalog is a big message."""
+
+
+async def _admit_all(_context: Any, _name: str, _group: str) -> None:
+    """On our own socket: who may open it may be any engine."""
 
 
 def _short(type_url: str) -> str:
@@ -104,6 +120,7 @@ class Engine(Struct):
 
     name: str
     group: str
+    since: float = field(default_factory=time.time)
     queue: asyncio.Queue[_Response | None] = field(default_factory=asyncio.Queue)
     subscribed: dict[str, set[str]] = field(default_factory=dict)
     spellings: dict[str, set[str]] = field(default_factory=dict)  # host → SNIs asked for
@@ -112,6 +129,7 @@ class Engine(Struct):
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
     rejected: dict[tuple[str, str], Rejection] = field(default_factory=dict)
     nacks: int = 0  # responses refused on this stream
+    sent: int = 0  # resources, on this stream
     reached: int = 0  # the last sequence number sent
     joining: int = 0  # a new process listens nowhere before it has settled this number
     returned: bool = False  # it has run before, so it may have what is no longer wanted
@@ -148,13 +166,46 @@ class Engine(Struct):
         return not self.joining
 
 
+class Elsewhere(Struct, frozen=True):
+    """A Service Engine that is connected to another replica, as that one tells it.
+
+    ``number(group, has)``: which of our publications is in what it has.
+    """
+
+    name: str
+    group: str
+    since: float
+    controller: str
+    answers: bool
+    has: Mapping[str, int]
+    rejected: Mapping[tuple[str, str], Rejection]
+    nacks: int
+    number: Callable[[str, Mapping[str, int]], int]
+    # What its replica knows better, and has taken into account.
+    awaited: Mapping[str, int] = {}
+    clearing: bool = False
+
+    @property
+    def acknowledged(self) -> int:
+        """All publications of ours up to this number are settled there."""
+        return self.number(self.group, self.has)
+
+    def waits_for(self) -> list[str]:
+        """What it has yet to acknowledge is known where it is connected."""
+        return []
+
+
 class AdsServer:
-    """Serves the catalogs of all groups on one unix socket.
+    """Serves the catalogs of all groups: on its unix socket, and on servers that offer `service`.
 
     ``on_progress(group)`` is called when an engine of the group comes, goes, or acknowledges,
     ``on_publish(group, sequence, began, pushed)`` after each change of its catalog: when that
     began, and whether an engine that clients can meet got it.
     ``scopes_of(engine)``: the names of the scopes that a running engine has; None: it is away.
+
+    ``engines`` are connected here; ``elsewhere`` to another replica; ``lost`` (name → group) were
+    there not long ago.  ``limit(group)``: what is published beyond it may yet be forgotten, so no
+    engine counts as having it.
     """
 
     def __init__(
@@ -166,6 +217,9 @@ class AdsServer:
         self.socket = socket
         self.catalogs: dict[str, Catalog] = {}
         self.engines: dict[str, Engine] = {}
+        self.elsewhere: dict[str, Elsewhere] = {}
+        self.lost: dict[str, str] = {}
+        self.limit: Callable[[str], int] | None = None
         self.nacks = 0
         self.on_publish: Callable[[str, int, float, bool], None] = lambda *_: None
         self._on_progress = on_progress
@@ -178,21 +232,27 @@ class AdsServer:
     # ── life ────────────────────────────────────────────────────────────────────────────────
 
     async def start(self, *handlers: grpc.GenericRpcHandler) -> None:
-        """Listen.  Streams wait until `open`, so nobody is told to drop what is not read yet."""
+        """Listen, with these services.  One of them may be `service`."""
         self.socket.unlink(missing_ok=True)
-        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.aio.server(options=unlimited)
-        method: Any = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
-            response_serializer=None,
-        )
-        service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-        ads = grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": method})
-        self._server.add_generic_rpc_handlers((ads, *handlers))
+        self._server.add_generic_rpc_handlers(handlers)
         self._server.add_insecure_port(f"unix:{self.socket}")
         await self._server.start()
         self.socket.chmod(0o600)
+
+    def service(self, admit: _Admit = _admit_all) -> grpc.GenericRpcHandler:
+        """The discovery service, for any server to offer.
+
+        Streams wait until `open`, so nobody is told to drop what is not read yet.
+        ``admit(context, name, group)``: aborts the call of one that may not be this engine.
+        """
+        method: Any = grpc.stream_stream_rpc_method_handler(
+            partial(self._stream, admit),
+            request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+            response_serializer=None,
+        )
+        name = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+        return grpc.method_handlers_generic_handler(name, {"DeltaAggregatedResources": method})
 
     def open(self) -> None:
         """The catalogs are complete: answer the engines."""
@@ -205,10 +265,25 @@ class AdsServer:
 
     async def stop(self) -> None:
         if self._server is not None:
-            for engine in self.engines.values():
-                engine.queue.put_nowait(None)
+            self.send_away()
             await self._server.stop(0.2)
         self.socket.unlink(missing_ok=True)
+
+    @property
+    def fleet(self) -> Mapping[str, Engine | Elsewhere]:
+        """Every engine, wherever it is connected; where it says so twice, the newer one."""
+        if not self.elsewhere:
+            return self.engines
+        out: dict[str, Engine | Elsewhere] = {**self.elsewhere, **self.engines}
+        for name in self.elsewhere.keys() & self.engines.keys():
+            if self.elsewhere[name].since > self.engines[name].since:
+                out[name] = self.elsewhere[name]
+        return out
+
+    def send_away(self) -> None:
+        """End every stream: the engines look for another replica."""
+        for engine in self.engines.values():
+            engine.queue.put_nowait(None)
 
     # ── publishing ──────────────────────────────────────────────────────────────────────────
 
@@ -258,7 +333,9 @@ class AdsServer:
 
     def acknowledged(self, group: str) -> int:
         """The number that every engine that clients can meet has settled; 0 when there is none."""
-        return min((e.acknowledged for e in self._of(group) if e.answers), default=0)
+        engines = [e for e in self.fleet.values() if e.group == group and e.answers]
+        least = min((e.acknowledged for e in engines), default=0)
+        return least if self.limit is None else min(least, self.limit(group))
 
     def retry_listeners(self) -> None:
         """Send refused listeners again: what held their address may be gone."""
@@ -308,6 +385,7 @@ class AdsServer:
         while resources or gone or always:
             part, resources = resources[:_CHUNK], resources[_CHUNK:]
             engine.nonce += 1
+            engine.sent += len(part)
             nonce = str(engine.nonce)
             head = discovery_pb2.DeltaDiscoveryResponse(
                 type_url=type_url, nonce=nonce, removed_resources=gone
@@ -318,10 +396,13 @@ class AdsServer:
 
     # ── one engine ──────────────────────────────────────────────────────────────────────────
 
-    async def _stream(self, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, admit: _Admit, requests: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[bytes]:
         first = await anext(aiter(requests), None)
         if first is None:
             return
+        await admit(context, first.node.id, first.node.cluster)
         await self._open.wait()
         engine = Engine(first.node.id, first.node.cluster)
         engine.reached = self.catalog(engine.group).sequence
@@ -332,7 +413,9 @@ class AdsServer:
         if replaced is not None:
             replaced.queue.put_nowait(None)
         self.engines[engine.name] = engine
-        log.info("event=se_connected se=%s group=%s", engine.name, engine.group)
+        log.info(
+            "event=se_connected se=%s group=%s from=%s", engine.name, engine.group, context.peer()
+        )
         reader = asyncio.create_task(self._read(engine, first, requests))
         try:
             while (response := await engine.queue.get()) is not None:
@@ -342,7 +425,10 @@ class AdsServer:
             reader.cancel()
             if self.engines.get(engine.name) is engine:
                 del self.engines[engine.name]
-            log.info("event=se_disconnected se=%s group=%s", engine.name, engine.group)
+            log.info(
+                "event=se_disconnected se=%s group=%s sent=%d",
+                *(engine.name, engine.group, engine.sent),
+            )
             self._on_progress(engine.group)
 
     async def _read(self, engine: Engine, first: Any, requests: AsyncIterator[Any]) -> None:
@@ -425,6 +511,7 @@ class AdsServer:
                 self._clearing.add(task)
                 task.add_done_callback(self._clearing.discard)
         if has:
+            engine.returned, engine.joining = True, 0
             delta = diff_fingerprints(
                 {name: one.fingerprint for name, one in wanted.items()},
                 {name: bytes.fromhex(version) for name, version in has.items()},

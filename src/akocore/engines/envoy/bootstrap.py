@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
-__all__ = ["BACKEND_PREFIX", "XDS_CLUSTER", "bootstrap"]
+__all__ = ["BACKEND_PREFIX", "XDS_CLUSTER", "Tls", "bootstrap", "secrets"]
 
 XDS_CLUSTER = "xds"
 """The one static cluster: akocore itself."""
@@ -29,6 +32,7 @@ _COUNTED = (
 )
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _CONNECTION_LIMIT = (
     "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 )
@@ -38,101 +42,211 @@ def _type(name: str) -> str:
     return f"type.googleapis.com/{name}"
 
 
+Place = Path | tuple[str, int]
+"""A unix socket, or a host (name or address) and port."""
+
+
+class Tls(Struct, frozen=True, kw_only=True):
+    """How an engine and its controllers prove to each other who they are: PEM files.
+
+    ``names``: a controller's certificate must have one of these as its DNS name or IP address;
+    without any, the hosts at which the controllers are asked for.  ``secrets``: the directory
+    that has what `secrets` says; from there Envoy takes files as they are replaced, else once at
+    its start.
+    """
+
+    certificate: Path
+    key: Path
+    ca: Path
+    names: tuple[str, ...] = ()
+    secrets: Path | None = None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _address(place: Place) -> dict[str, Any]:
+    if isinstance(place, Path):
+        return {"pipe": {"path": str(place)}}
+    return {"socket_address": {"address": place[0], "port_value": place[1]}}
+
+
+def _certificate(tls: Tls) -> dict[str, Any]:
+    return {
+        "certificate_chain": {"filename": str(tls.certificate)},
+        "private_key": {"filename": str(tls.key)},
+    }
+
+
+def _validation(tls: Tls, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "trusted_ca": {"filename": str(tls.ca)},
+        "match_typed_subject_alt_names": [
+            {
+                "san_type": "IP_ADDRESS" if _is_address(name) else "DNS",
+                "matcher": {"exact": name},
+            }
+            for name in names
+        ],
+    }
+
+
+_IDENTITY, _TRUST = "identity", "trust"
+
+
+def _names(tls: Tls, controllers: Sequence[tuple[str, int]]) -> list[str]:
+    return list(dict.fromkeys(tls.names or (host for host, _ in controllers)))
+
+
+def secrets(tls: Tls, controllers: Sequence[tuple[str, int]]) -> dict[Path, bytes]:
+    """The files that must be in ``tls.secrets``: Envoy follows the PEM files that they name."""
+    if tls.secrets is None:
+        return {}
+
+    def followed(path: Path) -> dict[str, Any]:
+        return {"watched_directory": {"path": str(path.parent)}}
+
+    found = {
+        _IDENTITY: {"tls_certificate": _certificate(tls) | followed(tls.certificate)},
+        _TRUST: {
+            "validation_context": _validation(tls, _names(tls, controllers)) | followed(tls.ca)
+        },
+    }
+    kind = {"@type": _type("envoy.extensions.transport_sockets.tls.v3.Secret")}
+    return {
+        tls.secrets / f"{name}.json": orjson.dumps({"resources": [kind | {"name": name} | secret]})
+        for name, secret in found.items()
+    }
+
+
+def _transport(tls: Tls, controllers: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """TLS to the controllers: our certificate, and whose we take."""
+    names = _names(tls, controllers)
+    common: dict[str, Any] = {
+        "alpn_protocols": ["h2"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+    }
+    if tls.secrets is None:
+        common["tls_certificates"] = [_certificate(tls)]
+        common["validation_context"] = _validation(tls, names)
+    else:
+        identity, trust = (
+            {
+                "name": name,
+                "sds_config": {
+                    "resource_api_version": "V3",
+                    "path_config_source": {"path": str(tls.secrets / f"{name}.json")},
+                },
+            }
+            for name in (_IDENTITY, _TRUST)
+        )
+        common["tls_certificate_sds_secret_configs"] = [identity]
+        common["validation_context_sds_secret_config"] = trust
+    context: dict[str, Any] = {"@type": _type(_UPSTREAM_TLS), "common_tls_context": common}
+    if sni := next((name for name in names if not _is_address(name)), ""):
+        context["sni"] = sni
+    return {"name": "envoy.transport_sockets.tls", "typed_config": context}
+
+
 def bootstrap(
     name: str,
     group: str,
-    xds_socket: Path,
-    admin_socket: Path,
+    controllers: Path | Sequence[tuple[str, int]],
+    admin: Place | None,
     *,
+    tls: Tls | None = None,
     max_connections: int = 50_000,
     reconnect_base_ms: int = 50,
     reconnect_max_ms: int = 1000,
 ) -> bytes:
     """The bootstrap of Service Engine ``name`` as JSON; equal arguments give equal bytes.
 
-    Listeners and clusters come by delta ADS over the unix socket ``xds_socket``; when it goes
-    away Envoy serves on with what it has and asks again after ``reconnect_base_ms`` ..
-    ``reconnect_max_ms``.
+    Listeners and clusters come by delta ADS from one of the ``controllers``: a unix socket on this
+    machine, or hosts and ports over ``tls``.  When it goes away Envoy serves on with what it has
+    and asks again after ``reconnect_base_ms`` .. ``reconnect_max_ms``: the next one, if there
+    are several.  A remote controller that answers no ping for some seconds is away.
     """
     ads: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
-    return orjson.dumps(
-        {
-            "node": {"id": name, "cluster": group},
-            "dynamic_resources": {
-                "ads_config": {
-                    "api_type": "DELTA_GRPC",
-                    "transport_api_version": "V3",
-                    "set_node_on_first_message_only": True,
-                    "grpc_services": [
-                        {
-                            "envoy_grpc": {
-                                "cluster_name": XDS_CLUSTER,
-                                "retry_policy": {
-                                    "retry_back_off": {
-                                        "base_interval": f"{reconnect_base_ms / 1000:g}s",
-                                        "max_interval": f"{reconnect_max_ms / 1000:g}s",
-                                    }
-                                },
-                            }
-                        }
-                    ],
-                },
-                "lds_config": ads,
-                "cds_config": ads,
-            },
-            "static_resources": {
-                "clusters": [
+    http2: dict[str, Any] = {
+        "initial_stream_window_size": 16 << 20,
+        "initial_connection_window_size": 16 << 20,
+    }
+    xds: dict[str, Any] = {
+        "name": XDS_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS: {
+                "@type": _type(_HTTP_OPTIONS),
+                "explicit_http_config": {"http2_protocol_options": http2},
+            }
+        },
+    }
+    places: Sequence[Place] = [controllers] if isinstance(controllers, Path) else controllers
+    xds["load_assignment"] = {
+        "cluster_name": XDS_CLUSTER,
+        "endpoints": [
+            {"lb_endpoints": [{"endpoint": {"address": _address(place)}} for place in places]}
+        ],
+    }
+    if not isinstance(controllers, Path):
+        if tls is None:
+            raise ValueError("controllers on a network are asked over TLS only")
+        http2["connection_keepalive"] = {"interval": "3s", "timeout": "3s"}
+        xds["transport_socket"] = _transport(tls, controllers)
+        if not all(_is_address(host) for host, _ in controllers):
+            xds |= {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
+    start: dict[str, Any] = {
+        "node": {"id": name, "cluster": group},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "set_node_on_first_message_only": True,
+                "grpc_services": [
                     {
-                        "name": XDS_CLUSTER,
-                        "type": "STATIC",
-                        "connect_timeout": "1s",
-                        "typed_extension_protocol_options": {
-                            _HTTP_OPTIONS: {
-                                "@type": _type(_HTTP_OPTIONS),
-                                "explicit_http_config": {
-                                    "http2_protocol_options": {
-                                        "initial_stream_window_size": 16 << 20,
-                                        "initial_connection_window_size": 16 << 20,
-                                    }
-                                },
-                            }
-                        },
-                        "load_assignment": {
+                        "envoy_grpc": {
                             "cluster_name": XDS_CLUSTER,
-                            "endpoints": [
-                                {
-                                    "lb_endpoints": [
-                                        {
-                                            "endpoint": {
-                                                "address": {"pipe": {"path": str(xds_socket)}}
-                                            }
-                                        }
-                                    ]
+                            "retry_policy": {
+                                "retry_back_off": {
+                                    "base_interval": f"{reconnect_base_ms / 1000:g}s",
+                                    "max_interval": f"{reconnect_max_ms / 1000:g}s",
                                 }
-                            ],
-                        },
+                            },
+                        }
                     }
-                ]
+                ],
             },
-            "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
-            "stats_flush_on_admin": True,
-            "stats_config": {
-                "use_all_default_tags": False,
-                "stats_matcher": {
-                    "inclusion_list": {"patterns": [{"prefix": prefix} for prefix in _COUNTED]}
-                },
-            },
-            "overload_manager": {
-                "resource_monitors": [
-                    {
-                        "name": "envoy.resource_monitors.global_downstream_max_connections",
-                        "typed_config": {
-                            "@type": _type(_CONNECTION_LIMIT),
-                            "max_active_downstream_connections": max_connections,
-                        },
-                    }
-                ]
+            "lds_config": ads,
+            "cds_config": ads,
+        },
+        "static_resources": {"clusters": [xds]},
+        "stats_config": {
+            "use_all_default_tags": False,
+            "stats_matcher": {
+                "inclusion_list": {"patterns": [{"prefix": prefix} for prefix in _COUNTED]}
             },
         },
-        option=orjson.OPT_SORT_KEYS,
-    )
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": _type(_CONNECTION_LIMIT),
+                        "max_active_downstream_connections": max_connections,
+                    },
+                }
+            ]
+        },
+    }
+    if admin is not None:
+        start["admin"] = {"address": _address(admin)}
+        start["stats_flush_on_admin"] = True
+        if isinstance(admin, Path):
+            start["admin"]["address"]["pipe"]["mode"] = 0o600
+    return orjson.dumps(start, option=orjson.OPT_SORT_KEYS)

@@ -49,6 +49,7 @@ __all__ = [
     "Envoy",
     "find_envoy",
     "may_listen",
+    "may_name",
     "preflight",
 ]
 
@@ -77,6 +78,11 @@ class Envoy(Struct, frozen=True):
 
     path: Path
     version: str
+
+
+def may_name(name: str) -> bool:
+    """Whether a Service Engine can be called that."""
+    return _NAME.fullmatch(name) is not None
 
 
 class EngineProcess(Struct, frozen=True, kw_only=True):
@@ -267,7 +273,7 @@ class Engines:
         self.open()
         replace: list[str] = []
         for name in names:
-            if not _NAME.fullmatch(name):
+            if not may_name(name):
                 raise EngineError(f"{name!r} can't name a Service Engine: use a-z, 0-9, -, _, .")
             slot = self._slots.get(name)
             if slot is not None and not slot.stopping:
