@@ -9,6 +9,8 @@ from msgspec import inspect
 from akocore.kube.objects import (
     OWN_KINDS,
     AviInfraSetting,
+    Gateway,
+    GatewayClass,
     Network,
     Object,
     ServiceEngine,
@@ -29,6 +31,12 @@ _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
         ("Status", "string", ".status.status"),
         ("Shard", "string", ".spec.l7Settings.shardSize"),
         ("Error", "string", ".status.error"),
+    ],
+    GatewayClass: [("Controller", "string", ".spec.controller")],
+    Gateway: [
+        ("Class", "string", ".spec.gatewayClassName"),
+        ("Address", "string", ".status.addresses[*].value"),
+        ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status'),
     ],
     ServiceEngineGroup: [
         ("HA", "string", ".spec.haMode"),
@@ -89,6 +97,8 @@ _ENUMS = {
 _SHORT = {
     ServiceEngineGroup: ["seg"],
     AviInfraSetting: ["ais"],
+    GatewayClass: ["gc"],
+    Gateway: ["gtw"],
     VirtualService: ["vs"],
     ServiceEngine: ["se"],
 }
@@ -109,6 +119,8 @@ def _schema(of: inspect.Type) -> dict[str, Any]:
         case inspect.IntType(ge=low, le=high):
             bounds = {"minimum": low, "maximum": high}
             return {"type": "integer", **{k: v for k, v in bounds.items() if v is not None}}
+        case inspect.DictType(value_type=value):
+            return {"type": "object", "additionalProperties": _schema(value)}
         case inspect.VarTupleType(item_type=item):
             return {"type": "array", "items": _schema(item)}
         case inspect.StructType(cls=cls, fields=fields):
@@ -137,7 +149,8 @@ def _field(kind: type[Object], name: str) -> dict[str, Any] | None:
 
 def crd(kind: type[Object]) -> dict[str, Any]:
     """One CustomResourceDefinition; the last version is the stored one."""
-    plural = f"{kind.KIND.lower()}s"
+    lower = kind.KIND.lower()
+    plural = f"{lower}es" if lower.endswith("s") else f"{lower}s"
     anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     parts = {"spec": _field(kind, "spec"), "status": _field(kind, "status")}
     if kind not in OWN_KINDS:
@@ -212,7 +225,10 @@ def access() -> list[dict[str, Any]]:
     everywhere = [
         rule("networking.k8s.io", ["ingresses", "ingressclasses"], read),
         rule("networking.k8s.io", ["ingresses/status"], ["patch"]),
+        rule("networking.x-k8s.io", ["gateways", "gatewayclasses"], read),
+        rule("networking.x-k8s.io", ["gateways/status", "gatewayclasses/status"], ["patch"]),
         rule("", ["services", "namespaces"], read),
+        rule("", ["services/status"], ["patch"]),
         rule("", ["secrets"], ["get", "watch"]),
         rule("discovery.k8s.io", ["endpointslices"], read),
         rule("ako.vmware.com", ["aviinfrasettings"], read),
