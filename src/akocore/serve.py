@@ -610,6 +610,7 @@ class Serve:
                 "pid": os.getpid(),
                 "ingresses": len(self.reconciler.store.all("Ingress")),
                 "hosts": len(self.reconciler.hosts),
+                "vips": self.reconciler.placement.homes_of.total(),
                 "leads": self.lead is None or self.lead.held,
                 "batches": self._batches,
                 "moving": len(self._moving) + self._resting + self.facts.waiting,

@@ -190,6 +190,7 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("PID", at("status.pid")),
             ("INGRESSES", at("status.ingresses")),
             ("HOSTS", at("status.hosts")),
+            ("VIPS", at("status.vips")),
             ("BATCHES", at("status.batches")),
             ("NACKS", at("status.nacks")),
             ("STATUS WRITTEN", at("status.statusWritten")),
