@@ -206,7 +206,7 @@ class L4:
 
     def _evaluate(self, front: Front) -> Served | None:
         """What a front comes to; None: it is not served, and `_refused` says why."""
-        refers = {f"Namespace/{front.namespace}"}
+        refers: set[str] = set()  # what, when it changes, may change this
         refusals: list[Refusal] = []
         served: Served | None = None
         if front.kind == "Gateway":
@@ -214,7 +214,10 @@ class L4:
             if gateway is not None:
                 usable = self._infrastructure.infras
                 by = gateways.govern_gateway(gateway, self._store, usable)
-                refers.add(f"GatewayClass/{gateway.spec.gateway_class_name}")
+                refers |= {
+                    f"Namespace/{front.namespace}",
+                    f"GatewayClass/{gateway.spec.gateway_class_name}",
+                }
                 if by.named is not None:
                     refers.add(f"AviInfraSetting/{by.named}")
                 if by.refusal is not None:
@@ -241,7 +244,7 @@ class L4:
                     )
                 )
                 served = None
-        self._set_refers(front, frozenset(refers) if served or refusals else frozenset())
+        self._set_refers(front, frozenset(refers))
         if refusals:
             self._refused[front] = tuple(refusals)
         else:
@@ -257,7 +260,7 @@ class L4:
             namespace = self._store.namespace(front.namespace)
             named = namespace.metadata.annotation(SETTING_ANNOTATION) if namespace else None
             setting, field = named or "", f"metadata.namespace ({SETTING_ANNOTATION})"
-        refers.add(f"AviInfraSetting/{setting}")
+        refers |= {f"Namespace/{front.namespace}", f"AviInfraSetting/{setting}"}
         if setting in self._infrastructure.infras:
             vs = self._names.l4(front.namespace, front.name)
             return Served(vs, setting, leader.address, leader.address_field)
@@ -363,16 +366,18 @@ class L4:
         """Translate one listener and make it so.  Cost: the Services that want it."""
         behind = [self.services[key] for _, key in self._on.get(front, {}).get(at, ())]
         served = self.fronts.get(front)
-        model: L4Listener | None
+        model: L4Listener | None = None
+        no: list[Refusal] = []
         if front.kind == "Gateway":
             seen = self.gateways.get(front.key)
             model, no = gateways.gateway_listener(
                 front, seen, served is not None, *at, behind, self._names
             )
             self.touched.add(("Gateway", front.key))
-        else:
-            leader = self._leader(front) if served is not None else None
-            model, no = services.service_listener(front, *at, behind, leader, self._names)
+        elif (leader := self._leader(front)) is not None:
+            model, no = services.service_listener(
+                front, *at, behind, leader, served is not None, self._names
+            )
         refused = self._refused_at.setdefault(front, {})
         if no:
             refused[at] = tuple(no)

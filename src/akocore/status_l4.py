@@ -18,7 +18,7 @@ from akocore.reconcile import Reconciler
 from akocore.status import condition, virtual_service
 from akocore.translate.classes import CONTROLLER
 from akocore.translate.gateways import govern_gateway
-from akocore.translate.services import Front
+from akocore.translate.services import GATEWAY_NAME, SHARED_ANNOTATION, Front, ServiceView
 
 __all__ = [
     "ListenerState",
@@ -201,22 +201,30 @@ def service_refusals(at: Reconciler, key: str) -> list[Refusal]:
     if seen.front is None:
         return out
     out += at.l4.refusals(object_, seen.front, seen.ports)
-    if seen.front.kind != "Gateway":
-        if at.l4.speaker(seen.front) == object_:
-            out += _vip_refusals(at, seen.front, object_)
-        served = at.l4.fronts.get(seen.front)
-        vs = at.placement.services.get(served.vs) if served is not None else None
-        if vs is not None:
-            for place in _own_listeners(vs, key):
-                out += [
-                    Refusal(
-                        object=object_,
-                        field=seen.ports.get(place, "spec.ports"),
-                        reason="EngineRejected",
-                        remedy=said,
-                    )
-                    for said in _rejections(at, vs, place)
-                ]
+    served = at.l4.fronts.get(seen.front)
+    vs = at.placement.services.get(served.vs) if served is not None else None
+    speaker = at.l4.speaker(seen.front)
+    if speaker == object_:
+        out += _vip_refusals(at, seen.front, object_)
+    elif vs is not None and vs.shown is None:
+        out.append(
+            Refusal(
+                object=object_,
+                field=f"metadata.labels[{GATEWAY_NAME}]"
+                if seen.front.kind == "Gateway"
+                else f"metadata.annotations[{SHARED_ANNOTATION}]",
+                reason="AddressNotAssigned",
+                remedy=f"{speaker}, which has the address for it, has none: its status says why.",
+            )
+        )
+    if seen.front.kind != "Gateway" and vs is not None:
+        for place in _own_listeners(vs, seen):
+            out += [
+                Refusal(
+                    object=object_, field=seen.ports[place], reason="EngineRejected", remedy=said
+                )
+                for said in _rejections(at, vs, place)
+            ]
     return list(dict.fromkeys(out))
 
 
@@ -348,13 +356,15 @@ def gateway_classes(at: Reconciler) -> list[dict[str, Any]]:
     ]
 
 
-def _own_listeners(vs: VirtualService, key: str) -> list[At]:
+def _own_listeners(vs: VirtualService, seen: ServiceView) -> list[At]:
     """The listeners that lead to a Service: known by what is behind them.  Cost: its ports."""
-    return [
-        place
-        for place, placed in (vs.listeners or {}).items()
-        if placed.model.pool is not None and placed.model.pool.backend.startswith(f"{key}/")
-    ]
+    out = []
+    for place in seen.ports:
+        placed = _pool_of(vs, place)
+        pool = placed.model.pool if placed is not None else None
+        if pool is not None and pool.backend.startswith(f"{seen.key}/"):
+            out.append(place)
+    return out
 
 
 def service(at: Reconciler, key: str) -> dict[str, Any] | None:
@@ -366,13 +376,7 @@ def service(at: Reconciler, key: str) -> dict[str, Any] | None:
     served = at.l4.fronts.get(seen.front) if seen.front is not None else None
     vs = at.placement.services.get(served.vs) if served is not None else None
     home = vs.shown if vs is not None else None
-    mine: list[At] = []
-    if vs is not None:
-        for place in seen.ports:
-            placed = _pool_of(vs, place)
-            pool = placed.model.pool if placed is not None else None
-            if pool is not None and pool.backend.startswith(f"{key}/"):
-                mine.append(place)
+    mine = _own_listeners(vs, seen) if vs is not None else []
     up = [place for place in mine if vs is not None and programmed(at, vs, place)]
     found = service_refusals(at, key)
     return {

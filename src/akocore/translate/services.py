@@ -21,6 +21,7 @@ from akocore.translate.names import Names
 __all__ = [
     "GATEWAY_NAME",
     "GATEWAY_NAMESPACE",
+    "SHARED_ANNOTATION",
     "Front",
     "ServiceView",
     "is_address",
@@ -234,13 +235,14 @@ def service_listener(
     protocol: str,
     port: int,
     services: Iterable[ServiceView],
-    leader: ServiceView | None,
+    leader: ServiceView,
+    served: bool,
     names: Names,
 ) -> tuple[L4Listener | None, list[Refusal]]:
     """One port of a Service's own VIP, or of a shared one.
 
-    ``services``: that want it, oldest first; ``leader``: the oldest of all that share the VIP,
-    None when it is refused.  Of several that want a port the oldest has it.
+    ``services``: that want it, oldest first; ``leader``: the oldest of all that share the VIP;
+    ``served``: it is not refused.  Of several that want a port the oldest has it.
     """
     no: list[Refusal] = []
     at = (protocol, port)
@@ -250,13 +252,13 @@ def service_listener(
         def refuse(field: str, reason: str, remedy: str, key: str = one.key) -> None:
             no.append(Refusal(object=f"Service/{key}", field=field, reason=reason, remedy=remedy))
 
-        if leader is None:
-            if front.kind == "SharedVip":
+        if not served:
+            if one is not leader:
                 refuse(
                     f"metadata.annotations[{SHARED_ANNOTATION}]",
                     "SharedVipRefused",
-                    f"The oldest Service that shares VIP {front.name} is refused, or its address"
-                    " and setting are: correct that one.",
+                    f"Service {leader.key}, the oldest that shares VIP {front.name}, is refused:"
+                    " correct that one.",
                 )
         elif one.address != leader.address or one.setting != leader.setting:
             what = "address" if one.address != leader.address else "AviInfraSetting"
