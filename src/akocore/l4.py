@@ -408,12 +408,18 @@ class L4:
         """The fronts that ask for just this address."""
         return sorted(self._claims.get(address, ()))
 
-    def refusals(self, object_: str, front: Front, ats: Iterable[At]) -> list[Refusal]:
-        """What translation refuses of an object: by its front, and by these listeners."""
+    def refusals(
+        self, object_: str, front: Front, ats: Iterable[At] | None = None
+    ) -> list[Refusal]:
+        """What translation refuses of an object: by its front, and by these listeners (or all).
+
+        Cost: what is refused.
+        """
         out = [r for r in self._refused.get(front, ()) if r.object == object_]
-        at_ = self._refused_at.get(front)
-        if at_ is not None:
-            out += [r for at in ats for r in at_.get(at, ()) if r.object == object_]
+        refused = self._refused_at.get(front)
+        if refused is not None:
+            for at in sorted(refused) if ats is None else ats:
+                out += [r for r in refused.get(at, ()) if r.object == object_]
         return out
 
     def touch_front(self, vs: str, *, members: bool = True) -> None:

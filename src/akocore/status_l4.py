@@ -180,11 +180,11 @@ def gateway_refusals(at: Reconciler, key: str) -> list[Refusal]:
     by = govern_gateway(obj, at.store, at.infrastructure.infras)
     if not by.ours:
         return [by.refusal] if by.refusal is not None else []
-    out = [*seen.refusals, *at.l4.refusals(object_, front, seen.listeners)]
+    out = [*seen.refusals, *at.l4.refusals(object_, front)]
     out += _vip_refusals(at, front, object_)
     served = at.l4.fronts.get(front)
     service = at.placement.services.get(served.vs) if served is not None else None
-    if service is not None:
+    if service is not None and any(engine.rejected for engine in at.ads.engines.values()):
         for place, listener in seen.listeners.items():
             out += [
                 Refusal(object=object_, field=listener.field, reason="EngineRejected", remedy=said)

@@ -291,3 +291,39 @@ async def test_gateways_are_served_from_when_their_definitions_come(
     walk.apply(gateway(80))
     await walk.until(walk.ready, 20)
     await controller.stop()
+
+
+async def test_a_follower_serves_the_same_vip_and_moves_it_when_it_leads(
+    tmp_path: Path, plane: ControlPlane, endpoint: str
+) -> None:
+    first, second = (Controller(tmp_path / name, plane, endpoint) for name in ("one", "two"))
+    for one in (first, second):
+        one.config = CONFIG
+        one.flags = ["--lease-duration", "3"]
+    walk = Walk(first)
+    walk.apply(CLASS)
+    walk.apply(gateway(80))
+    walk.service("hello", 80)
+    await first.start()
+    await walk.until(walk.shows(hello="127.10.16.227"))
+    await second.start()
+
+    async def follows(replica: Controller, address: str) -> None:
+        await replica.until_settled()
+        assert [vs["status"]["vip"] for vs in await replica.ask("vs")] == [address]
+
+    await follows(second, "127.10.16.227")
+    assert not (await second.said())["leads"]
+    await first.kill()
+    walk.apply(gateway(80, more=ADDRESSES))
+    await walk.until(walk.shows(hello="127.10.16.232"), 20)
+    assert (await second.said())["leads"]
+    assert await walk.answers("127.10.16.232", 80) == 200
+    await first.start()
+    await follows(first, "127.10.16.232")
+    assert not (await first.said())["leads"]
+    await second.until_settled()
+    vips = [line.split()[0] for line in walk.kubectl("get", "vsvips", "--no-headers").splitlines()]
+    assert vips == ["127.10.16.232"]
+    for one in (first, second):
+        await one.stop()

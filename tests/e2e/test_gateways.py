@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from e2e.house import House, house_over
-from e2e.l4 import CLASS, INFRA, L4House, gateway, service
+from e2e.l4 import CLASS, INFRA, L4House, Server, gateway, service
+from e2e.running import OFFSET, Running
 
 
 @pytest_asyncio.fixture
@@ -158,6 +163,8 @@ async def test_tcp_and_udp_of_one_service_share_a_port_and_an_address(l4: L4Hous
 async def test_udp_behind_a_gateway(walked: L4House) -> None:
     echo = await walked.server("echo")
     walked.write("gateway.yaml", gateway("TCP/80", "UDP/80"))
+    await walked.until(lambda: len(walked.gateway()["listeners"]) == 2 and bool(walked.vip()))
+    assert await walked.who_udp(walked.vip(), 80) == "refused"  # the port is unreachable
     walked.write("echo.yaml", service("echo", "UDP/80", to=[echo.at], gateway="avi-alb-gw"))
     await walked.until(lambda: bool(walked.external("echo")))
     assert await walked.who_udp(walked.vip(), 80) == "echo"
@@ -337,9 +344,6 @@ async def test_what_is_wrong_with_one_object_hurts_no_other(
 
 
 async def test_an_engine_that_is_killed_and_one_that_comes_serve_the_same(walked: L4House) -> None:
-    import os
-    import signal
-
     engines = walked.house.serve.engines.running
     vip = walked.external("hello")
     (name, process), *_ = engines.items()
@@ -376,3 +380,61 @@ async def test_an_ingress_and_a_gateway_share_the_cluster_of_a_service_port(
         for name in resources
     }
     assert clusters == {"b/default/web/80"}
+
+
+def _akocore(running: Running, *words: str) -> str:
+    command = [sys.executable, "-m", "akocore", *words, "--state", str(running.state)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+async def test_a_killed_akocore_keeps_the_vips_and_tells_them_by_get_and_explain(
+    tmp_path: Path,
+) -> None:
+    server = await Server("hello").start()
+    running = Running(tmp_path, 0)
+    running.config = "moveGraceSeconds: 1\n"
+    running.write("infra.yaml", INFRA)
+    running.write("class.yaml", CLASS)
+    running.write("gateway.yaml", gateway("TCP/80", "UDP/53"))
+    running.write("hello.yaml", service("hello", "TCP/80", to=[server.at], gateway="avi-alb-gw"))
+    running.write("bad.yaml", service("bad", "TCP/81", to=[], gateway="avi-alb-gw"))
+
+    async def served() -> str:
+        async with asyncio.timeout(20):
+            while True:
+                for item in await running.ask("service"):
+                    points = item["status"]["loadBalancer"]["ingress"]
+                    if item["metadata"]["name"] == "hello" and points:
+                        return str(points[0]["ip"])
+                await asyncio.sleep(0.05)
+
+    async with running:
+        vip = await served()
+        (item,) = await running.ask("gateway")
+        assert item["status"]["addresses"] == [{"type": "IPAddress", "value": vip}]
+        table = await asyncio.to_thread(_akocore, running, "get", "gateway")
+        assert table.split()[7:12] == [
+            "default",
+            "avi-alb-gw",
+            "critical-gwc",
+            vip,
+            "TCP/80,UDP/53",
+        ]
+        table = await asyncio.to_thread(_akocore, running, "get", "svc", "bad")
+        assert table.split()[-1] == "NoMatchingListener"
+        tree = await asyncio.to_thread(_akocore, running, "explain", "gateway/avi-alb-gw")
+        assert f"VIP {vip} (given by IPAM)" in tree
+        assert "UDP/53 → nobody" in tree
+        assert f"default/hello/80 [127.0.0.1:{server.at[1]}]" in tree
+        tree = await asyncio.to_thread(_akocore, running, "explain", "service/bad")
+        assert "NoMatchingListener spec.ports[0].port" in tree
+        await running.kill()
+        (running.directory / "bad.yaml").unlink()
+        for name in ("a-new-one", "another"):  # that might take the address
+            running.write(f"{name}.yaml", service(name, "TCP/80", to=[server.at]))
+        reader, writer = await asyncio.open_connection(vip, 80 + OFFSET)
+        assert await reader.readline() == b"hello\n"  # the engines serve on
+        writer.close()
+        await running.start()
+        assert await served() == vip
+    server.stop()

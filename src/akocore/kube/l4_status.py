@@ -106,7 +106,7 @@ def _condition(
         "type": type_,
         "status": value,
         "reason": reason,
-        "message": message,
+        "message": message[:32768],
         **({"observedGeneration": generation} if generation else {}),
         "lastTransitionTime": since,
     }
@@ -189,7 +189,7 @@ def _service(at: Reconciler, key: str, look_again: Callable[[str], None]) -> dic
         SERVICE_CONDITION,
         wrong is None,
         wrong.reason if wrong is not None else "Accepted",
-        message[:32768],
+        message,
         0,  # a Service has no generation
     )
     out: dict[str, Any] = {"conditions": [condition]}
