@@ -58,6 +58,14 @@ class IngressClassConfig(_Section, frozen=True):
     default: Annotated[bool, Meta(description="made as the cluster's default class")] = True
 
 
+class L4Config(_Section, frozen=True):
+    """Services of type LoadBalancer."""
+
+    default_controller: Annotated[
+        bool, Meta(description="serve those that name no loadBalancerClass")
+    ] = True
+
+
 _LOOPBACK = NetworkSpec(
     subnet="127.10.15.0/24", vip_ranges=(AddressRange(begin="127.10.15.161", end="127.10.15.254"),)
 )
@@ -71,6 +79,7 @@ class Config(_Section, frozen=True):
     ] = "my-cluster"
     defaults: Defaults = Defaults()
     ingress_class: IngressClassConfig = IngressClassConfig()
+    l4: L4Config = L4Config()
     service_engine_groups: Annotated[
         dict[str, ServiceEngineGroupSpec],
         Meta(description="groups that exist without an object; an object of that name wins"),

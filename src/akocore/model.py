@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-__all__ = ["HostModel", "Pool", "Refusal", "Route"]
+__all__ = ["HostModel", "L4Listener", "L4Pool", "Pool", "Refusal", "Route"]
 
 
 class Refusal(Struct, frozen=True, gc=False, kw_only=True):
@@ -44,3 +44,26 @@ class HostModel(Struct, frozen=True, gc=False):
     routes: tuple[Route, ...]
     certificate: str  # Secret "namespace/name", "" when there is none
     redirect: bool  # http → https
+
+
+class L4Pool(Struct, frozen=True, gc=False):
+    """What a port of a virtual service leads to: one Service port.
+
+    ``sticky``: by the client's address; ``ranges``: who may come, () anyone.
+    """
+
+    name: str
+    backend: str  # "namespace/service/port", of UDP "namespace/service/port/UDP"
+    sticky: bool = False
+    ranges: tuple[str, ...] = ()
+
+
+class L4Listener(Struct, frozen=True, gc=False):
+    """One protocol and port of a virtual service: the unit of L4 work.
+
+    Without a pool nobody listens there: a client is refused at once.
+    """
+
+    protocol: str  # TCP or UDP
+    port: int
+    pool: L4Pool | None = None

@@ -30,6 +30,7 @@ from akocore.engines.envoy.resources import (
     secret,
 )
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
+from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
 from akocore.translate.classes import Listener
 from akocore.translate.ingress import ANY_HOST
@@ -76,6 +77,8 @@ class Realiser:
         self._diffs: dict[str, _Diff] = {}
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
+        self._placed_l4: list[Published] = []
+        self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset)
 
     def realise(self, host: str, placed: Placed) -> None:
         """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
@@ -134,18 +137,18 @@ class Realiser:
     ) -> None:
         """Count who needs which cluster and pool; a cluster is there while somebody needs it."""
         for group, vs, backend in after - before:
-            key = backend.rpartition("/")[0]
+            key = _service_of(backend)[0]
             groups = self._backends.setdefault(key, {}).setdefault(backend, {})
             if group not in groups:
                 members = self.members(backend)
                 if members:
                     self._up.add(backend)
-                self._put(group, cluster(backend, members))
+                self._put(group, self._cluster(backend, members))
             users = groups.setdefault(group, {})
             users[vs] = users.get(vs, 0) + 1
             self._count_pool(vs, backend, 1)
         for group, vs, backend in before - after:
-            key = backend.rpartition("/")[0]
+            key = _service_of(backend)[0]
             groups = self._backends[key][backend]
             users = groups[group]
             self._count_pool(vs, backend, -1)
@@ -162,8 +165,15 @@ class Realiser:
                 if not self._backends[key]:
                     del self._backends[key]
 
+    def _cluster(self, backend: str, members: list[tuple[str, int]]) -> Encoded:
+        service = self.store.service(_service_of(backend)[0])
+        sticky = service is not None and service.spec.session_affinity == "ClientIP"
+        return cluster(backend, members, sticky=sticky)
+
     def _count_pool(self, vs: str, backend: str, by: int) -> None:
-        service = self.placement.services[vs]
+        service = self.placement.services.get(vs)
+        if service is None:
+            return  # connections that drain are no user that anybody looks at
         count = service.pools[backend] = service.pools.get(backend, 0) + by
         if not count:
             del service.pools[backend]
@@ -177,11 +187,11 @@ class Realiser:
         Ready endpoints; when there are none, those that still serve while they terminate
         (as kube-proxy does: KEP-1669).
         """
-        key, _, number = backend.rpartition("/")
+        key, number, protocol = _service_of(backend)
         service = self.store.service(key)
         port = (
             next(
-                (p for p in service.spec.ports if str(p.port) == number and p.protocol == "TCP"),
+                (p for p in service.spec.ports if p.port == number and p.protocol == protocol),
                 None,
             )
             if service
@@ -198,7 +208,7 @@ class Realiser:
                 (
                     p.port
                     for p in slice_.ports or ()
-                    if (p.name or "") == port.name and p.port and p.protocol in (None, "TCP")
+                    if (p.name or "") == port.name and p.port and (p.protocol or "TCP") == protocol
                 ),
                 None,
             )
@@ -221,7 +231,7 @@ class Realiser:
                 members = self.members(backend)
                 if bool(members) != (backend in self._up):
                     self._turn(backend, groups)
-                one = cluster(backend, members)
+                one = self._cluster(backend, members)
                 for group in groups:
                     self._put(group, one)
         self.encode_s += perf_counter() - began
@@ -231,10 +241,14 @@ class Realiser:
         up = backend not in self._up
         (self._up.add if up else self._up.discard)(backend)
         for vs in {vs for users in groups.values() for vs in users}:
-            self.placement.services[vs].pools_up += 1 if up else -1
-            self.vs_touched.add(vs)
+            if (service := self.placement.services.get(vs)) is not None:
+                service.pools_up += 1 if up else -1
+                self.vs_touched.add(vs)
 
     def put_listeners(self, service: VirtualService, home: Home) -> None:
+        if service.listeners is not None:
+            self.l4.put_home(service, home)
+            return
         for port in service.infra.listeners:
             one = listener(
                 service.name,
@@ -248,6 +262,9 @@ class Realiser:
             self._put(home.group, floor_scope(service.name, port.port))
 
     def drop_listeners(self, service: VirtualService, home: Home) -> None:
+        if service.listeners is not None:
+            self.l4.drop_home(service, home)
+            return
         others = [h for h in service.homes if h is not home and h.group == home.group]
         for port in service.infra.listeners:
             if not any(h.address == home.address for h in others):
@@ -258,6 +275,8 @@ class Realiser:
             self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
 
     def drop_floors(self, service: VirtualService, home: Home) -> None:
+        if service.listeners is not None:
+            return
         for port in service.infra.listeners:
             self._drop(home.group, SRDS, floor_scope(service.name, port.port).name)
 
@@ -378,8 +397,20 @@ class Realiser:
                     placed.sequence[group, vs] = number
                     self._placed.append((group, number, placed.model.host))
         self._unsettled.clear()
+        self._placed_l4 += self.l4.settle(lambda group: self.ads.catalog(group).sequence)
+
+    def take_placed_l4(self) -> list[Published]:
+        """The places that listeners of L4 were given since the last call."""
+        placed, self._placed_l4 = self._placed_l4, []
+        return placed
 
     def take_placed(self) -> list[tuple[str, int, str]]:
         """(group, publication, host) of the places that hosts were given since the last call."""
         placed, self._placed = self._placed, []
         return placed
+
+
+def _service_of(backend: str) -> tuple[str, int, str]:
+    """Service, port and protocol behind a backend."""
+    namespace, name, port, *protocol = backend.split("/")
+    return f"{namespace}/{name}", int(port), protocol[0] if protocol else "TCP"

@@ -2,9 +2,10 @@
 
     batch of changes ─▶ store ─▶ dirty hosts ─▶ translate ─▶ place ─▶ realise ─▶ publish
 
-The unit of work is the host.  An event costs the hosts that it touches; only an edit of a
-class, setting, Network or group costs the hosts that it governs.  `Reconciler` is synchronous
-and knows neither clock nor sockets: it is given what happened and answers by publishing.
+The unit of work is the host, and for L4 the listener (`akocore.l4`).  An event costs the hosts
+that it touches; only an edit of a class, setting, Network or group costs the hosts that it
+governs.  `Reconciler` is synchronous and knows neither clock nor sockets: it is given what
+happened and answers by publishing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from akocore.kube.objects import (
     Object,
     ObjectMeta,
 )
+from akocore.l4 import L4, only_status
 from akocore.model import HostModel, Refusal
 from akocore.place.state import Facts, SharedFacts
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
@@ -102,6 +104,10 @@ class Reconciler:
         self.placement = Placement(self.names, state)
         self.infrastructure = Infrastructure(config, self.store, state, self.placement)
         self.realiser = Realiser(self.store, self.placement, ads, now, port_offset)
+        self.realiser.l4.later = self._when_drained
+        self.l4 = L4(
+            config, self.store, self.names, self.infrastructure, self.placement, self.realiser.l4
+        )
         self.hosts: dict[str, Placed] = self.realiser.hosts
         self.host_refusals: dict[str, dict[str, list[Refusal]]] = {}
         self._on_move = on_move
@@ -133,8 +139,14 @@ class Reconciler:
                 touched.add(key)
                 continue
             old = self.store.apply(change)
+            if only_status(old, change.obj):
+                self.l4.touched.add((kind, key))
+                continue
             match kind:
+                case "Gateway" | "GatewayClass":
+                    self.l4.take(change)
                 case "Service":
+                    self.l4.take(change)
                     services.add(key)
                     touched.update(self.store.referrers(kind, key))
                 case "EndpointSlice":
@@ -151,6 +163,7 @@ class Reconciler:
                     infra = True
                     settings.add(key)
                 case "Namespace" if _annotation(old) != _annotation(change.obj):
+                    self.l4.take(change)
                     touched.update(self.store.referrers(kind, key))
                 case "Network" if _spec(old) != _spec(change.obj):
                     infra = True
@@ -165,6 +178,7 @@ class Reconciler:
         given = self._hear(vips)
         if infra or not self.infrastructure.infras:
             settings.update(self.infrastructure.update())
+            self.l4.take_settings(settings)
             for setting in settings:
                 touched.update(
                     self.store.ingresses_of_setting(setting)
@@ -238,7 +252,9 @@ class Reconciler:
         self.placement.decides = decides
         if decides:
             self.forget_absent()
-            self._retry_waiting()
+            # What a former leader could not do any more.
+            again = [one.name for one in self.placement.services.values() if one.misplaced]
+            self._follow(set(), again)
         elif self.shared is not None:
             self._follow(set(), self._hear(self.shared.unwritten()))
         self.realiser.publish()
@@ -306,6 +322,7 @@ class Reconciler:
         service = self.placement.services.get(vs)
         if service is not None and self._left(service, home, move):
             del service.left[home.address]
+            self.realiser.drop_listeners(service, home)  # it may have been needed meanwhile
             if all(h is home or h.group != home.group for h in service.homes):
                 self.realiser.drop_floors(service, home)
             self.placement.leave(service, home)
@@ -313,6 +330,13 @@ class Reconciler:
                 self.realiser.realise(host, self.hosts[host])
             self._retry_waiting()
             self.realiser.publish()
+
+    def _when_drained(self, then: Callable[[], None]) -> None:
+        def drained() -> None:
+            then()
+            self.realiser.publish()
+
+        self._on_close(drained)
 
     def _close(self, service: VirtualService) -> None:
         """Stop listening.  The addresses are not another's before the last connection is over."""
@@ -349,6 +373,7 @@ class Reconciler:
             if service is not None and service.left.get(home.address) == move.number:
                 service.settled = move.to[vs]
                 self.realiser.vs_touched.add(vs)
+                self.l4.touch_front(vs)
 
     # ── hosts ───────────────────────────────────────────────────────────────────────────────
 
@@ -373,6 +398,9 @@ class Reconciler:
 
         ``again``: virtual services to settle as well.
         """
+        self._moves += 1
+        move = Move(self._moves)
+        self.l4.follow(partial(self._settle, move=move), self._close)
         wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
         for host in self._in_order(hosts):
             claims = self._claims(host)
@@ -386,8 +414,6 @@ class Reconciler:
                 if other != setting:
                     self._refuse_claim(host, ingress, mine[0])
             wanted.setdefault(setting, []).append((host, mine))
-        self._moves += 1
-        move = Move(self._moves)
         settled: set[str] = set()
         for setting, claimed in wanted.items():
             infra = self.infrastructure.infras[setting]
@@ -408,6 +434,10 @@ class Reconciler:
             if (known := self.placement.services.get(name)) is not None and not known.closed:
                 self._settle(known, known.infra, move)
         self._retry_waiting(move)
+        self._begin(move)
+
+    def _begin(self, move: Move) -> None:
+        """Publish the new places of a move; the old ones serve on until it is finished."""
         if move:
             self.realiser.publish()
             groups = {self.placement.services[self.hosts[h].vs].infra.group for h, _ in move.hosts}
@@ -453,7 +483,7 @@ class Reconciler:
         self.realiser.vs_touched.add(service.name)
         before = list(service.homes)
         home = self.placement.settle(service)
-        if old_listeners != infra.listeners:
+        if service.listeners is None and old_listeners != infra.listeners:
             for old in before:
                 self.realiser.drop_ports(service, old, set(old_listeners) - set(infra.listeners))
                 self.realiser.put_listeners(service, old)
@@ -466,6 +496,7 @@ class Reconciler:
         if home is not None:
             service.left.pop(home.address, None)
             self.realiser.put_listeners(service, home)
+            self.l4.touch_front(service.name)
             for host in service.hosts:
                 self.realiser.realise(host, self.hosts[host])
             for old in before:
@@ -520,11 +551,16 @@ class Reconciler:
         """An address may be free again: try the virtual services that wait for one."""
         if not self.placement.decides or not any(p.free for p in self.placement.pools.values()):
             return
+        if move is None:
+            self._moves += 1
+            self._retry_waiting(own := Move(self._moves))
+            self._begin(own)
+            return
         for name in sorted(self.placement.waiting):
             service = self.placement.services[name]
             pool = self.placement.pools.get(service.infra.network)
-            if pool is not None and pool.free:
-                self._settle(service, service.infra, move or Move(0))
+            if pool is not None and pool.free and not service.closed:
+                self._settle(service, service.infra, move)
 
     def forget_absent(self) -> None:
         """After the first list: give back what is remembered for objects that are gone.

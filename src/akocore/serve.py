@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import grpc
 import orjson
 
-from akocore import status
+from akocore import status, status_l4
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
@@ -32,6 +32,7 @@ from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.observe.watch import Watch
 from akocore.place.state import Facts, SharedFacts, State, StateError
+from akocore.realise_l4 import Published
 from akocore.reconcile import Move, Reconciler
 
 __all__ = ["CONTROL", "KINDS", "Serve", "Sink", "Source", "of_directory"]
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 CONTROL = "akocore.v1alpha1.Control"
 KINDS = (
-    *("ingress", "vs", "pools", "se", "aviinfrasetting"),
+    *("ingress", "gateway", "service", "vs", "pools", "se", "aviinfrasetting"),
     *("network", "serviceenginegroup", "files", "events", "akocore"),
 )
 _UPKEEP_S = 1.0
@@ -220,6 +221,7 @@ class Serve:
         self._secrets_of: dict[str, frozenset[str]] = {}  # Ingress → Secrets
         self._secret_users: Counter[str] = Counter()
         self._to_show: dict[str, deque[tuple[int, str]]] = {}  # group → (publication, host)
+        self._to_show_l4: dict[str, deque[Published]] = {}  # group → listeners
         self.file_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.ready = asyncio.Event()
         self._stop = asyncio.Event()
@@ -330,6 +332,7 @@ class Serve:
             self.events.refusals(f"File/{path}", refusals)
         await self._commit()
         self._say(touched)
+        self._say_l4()
         if self._count_secrets(touched):
             more = await self.source.follow_secrets(set(self._secret_users))
             if more is not None:
@@ -340,6 +343,8 @@ class Serve:
         self._engines_due.set()
         for group, sequence, host in self.reconciler.realiser.take_placed():
             self._to_show.setdefault(group, deque()).append((sequence, host))
+        for one in self.reconciler.realiser.take_placed_l4():
+            self._to_show_l4.setdefault(one.group, deque()).append(one)
         self._touch_mirrors()
 
     def _touch_mirrors(self) -> None:
@@ -349,11 +354,24 @@ class Serve:
                 self.sink.touch("VirtualService", name)
         touched.clear()
 
+    def _say_l4(self) -> None:
+        """Events and status of what L4 has touched: Gateways, their classes, Services."""
+        at = self.reconciler
+        touched, at.l4.touched = at.l4.touched, set()
+        for kind, key in touched:
+            if (refusals := status_l4.refusals(at, kind, key)) is None:
+                self.events.forget(f"{kind}/{key}")
+            else:
+                self.events.refusals(f"{kind}/{key}", refusals)
+            if self.sink is not None:
+                self.sink.touch(kind, key)
+
     def _lead(self, held: bool) -> None:
         if not self.ready.is_set():
             return  # `run` looks when it is ready
         self.reconciler.lead(held)
         self._placed()
+        self._say_l4()
         if held and self.sink is not None:
             self.sink.touch_all()
         self._upkeep_due.set()
@@ -362,6 +380,7 @@ class Serve:
         """An address that was given here turns out to be another replica's."""
         self.reconciler.address_taken(address)
         self._placed()
+        self._say_l4()
         self.events.say(
             "State", "Warning", "AddressTaken", f"{address} is another's already: another is taken."
         )
@@ -449,8 +468,15 @@ class Serve:
         addresses = {
             (home.address, port.port + self.port_offset)
             for service in self.reconciler.placement.services.values()
+            if service.listeners is None
             for home in service.homes
             for port in service.infra.listeners
+        } | {
+            (home.address, port + self.port_offset)
+            for service in self.reconciler.placement.services.values()
+            for home in service.homes
+            for (protocol, port), placed in (service.listeners or {}).items()
+            if protocol == "TCP" and placed.model.pool is not None
         }
         own = {process.pid for process in self.engines.running.values() if process.pid}
         try:
@@ -502,12 +528,19 @@ class Serve:
             self._touch(self.reconciler.store.ingresses_of_host(host))
             if (placed := self.reconciler.hosts.get(host)) is not None:
                 self.reconciler.realiser.vs_touched.add(placed.vs)
+        listeners = self._to_show_l4.get(group)
+        while listeners and listeners[0].sequence <= acknowledged:
+            one = listeners.popleft()
+            self.reconciler.l4.touch_listener(one.vs, one.at)
+            self.reconciler.realiser.vs_touched.add(one.vs)
         self._touch_mirrors()
+        self._say_l4()
         for move in list(self._moving):
             if all(self.ads.acknowledged(g) >= n for g, n in move.waits.items()):
                 self._moving.remove(move)
                 self.reconciler.settle_move(move)
                 self._touch_mirrors()
+                self._say_l4()
                 for host in self.reconciler.hosts_of_move(move):
                     self._touch(self.reconciler.store.ingresses_of_host(host))
                 self._resting += 1
@@ -517,6 +550,9 @@ class Serve:
         if nacks != self._nacks_said:
             self._nacks_said = nacks
             self._say(self.reconciler.realiser.rejected_ingresses())
+            for vs, place in status_l4.rejected(self.reconciler):
+                self.reconciler.l4.touch_listener(vs, place)
+            self._say_l4()
 
     def _fleet_changed(self, group: str) -> None:
         if self.sink is not None:
@@ -534,6 +570,19 @@ class Serve:
         if home is not None:
             sequence = placed.sequence.get((home.group, placed.shown), 0)
             self._to_show.setdefault(home.group, deque()).append((sequence, host))
+
+    def show_listener_later(self, vs: str) -> None:
+        """The same of the listeners of a virtual service of L4."""
+        service = self.reconciler.placement.services.get(vs)
+        home = service.shown if service is not None else None
+        if service is None or home is None:
+            return
+        for place, placed in (service.listeners or {}).items():
+            sequence = placed.sequence.get((home.group, home.address), 0)
+            later = Published(home.group, sequence, vs, place)
+            waiting = self._to_show_l4.setdefault(home.group, deque())
+            if later not in waiting:
+                waiting.append(later)
 
     def _finish(self, move: Move) -> None:
         """The time of a move is over: give up the old places, unless a status still names one.
@@ -554,6 +603,7 @@ class Serve:
             self._resting -= 1
             self.reconciler.finish_move(move)
             self._placed()
+            self._say_l4()
 
     def _closing(self, then: Callable[[], None]) -> None:
         """An Envoy keeps the connections of a dropped listener for its drain time."""
@@ -565,6 +615,7 @@ class Serve:
             if not self._stop.is_set():
                 then()
                 self._placed()
+                self._say_l4()
 
         asyncio.get_running_loop().call_later(self.engines.drain_s + 1, drained)
 
@@ -597,7 +648,11 @@ class Serve:
             case "vs":
                 items = status.virtual_services(at)
             case "pools":
-                items = status.pools(at)
+                items = status.pools(at) + status_l4.pools(at)
+            case "gateway":
+                items = status_l4.gateways(at)
+            case "service":
+                items = status_l4.services(at)
             case "se":
                 items = status.service_engines(at, self.engines.running, await self._requests())
             case "aviinfrasetting":
@@ -635,6 +690,7 @@ class Serve:
                 "pid": os.getpid(),
                 "ingresses": len(self.reconciler.store.all("Ingress")),
                 "hosts": len(self.reconciler.hosts),
+                "vips": self.reconciler.placement.homes_of.total(),
                 "leads": self.lead is None or self.lead.held,
                 "batches": self._batches,
                 "moving": len(self._moving) + self._resting + self.facts.waiting,
@@ -646,4 +702,7 @@ class Serve:
         }
 
     async def _explain(self, request: bytes, _context: object) -> bytes:
-        return orjson.dumps(status.explain(self.reconciler, orjson.loads(request)["ingress"]))
+        ((kind, key),) = orjson.loads(request).items()
+        if kind == "ingress":
+            return orjson.dumps(status.explain(self.reconciler, key))
+        return orjson.dumps(status_l4.explain(self.reconciler, kind, key))

@@ -10,6 +10,7 @@ from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name, c
 from akocore.kube.objects import Ingress
 from akocore.model import Refusal
 from akocore.place.virtual_services import Home, Placed, VirtualService
+from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
 from akocore.translate.tls import CertificateProblem
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "accepted",
+    "condition",
     "events",
     "explain",
     "groups",
@@ -32,7 +34,8 @@ __all__ = [
 ]
 
 
-def _condition(refusal: Refusal) -> dict[str, Any]:
+def condition(refusal: Refusal) -> dict[str, Any]:
+    """A refusal as an object says it."""
     return {
         "type": "Warning" if refusal.warning else "Refused",
         "status": "True",
@@ -46,7 +49,7 @@ def accepted(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
     return {
         "status": "Accepted" if all(r.warning for r in refusals) else "Rejected",
         "error": "; ".join(f"{r.field}: {r.remedy}" for r in refusals),
-        "conditions": [_condition(r) for r in refusals],
+        "conditions": [condition(r) for r in refusals],
     }
 
 
@@ -54,6 +57,8 @@ def accepted(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
 
 
 def _listeners(service: VirtualService, home: Home) -> list[str]:
+    if service.listeners is not None:
+        return listener_names(service, home)
     return [f"{service.name}/{home.address}:{port.port}" for port in service.infra.listeners]
 
 
@@ -82,7 +87,8 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
 def _serving(at: Reconciler, service: VirtualService, home: Home) -> list[Engine | Elsewhere]:
     """The engines that answer on a virtual service's address: connected, listeners taken."""
     names = _listeners(service, home)
-    scopes = [collection(service.name, port.port) for port in service.infra.listeners]
+    ports = service.infra.listeners if service.listeners is None else ()
+    scopes = [collection(service.name, port.port) for port in ports]
     return [
         engine
         for engine in at.ads.fleet.values()
@@ -196,7 +202,7 @@ def ingress(at: Reconciler, key: str) -> dict[str, Any] | None:
         },
         "status": {
             "loadBalancer": {"ingress": points},
-            "conditions": [_condition(r) for r in ingress_refusals(at, key)],
+            "conditions": [condition(r) for r in ingress_refusals(at, key)],
         },
     }
 
@@ -220,6 +226,8 @@ def virtual_service(
     why = []
     if service.exhausted:
         why.append(f"Network {service.exhausted} has no free address")
+    elif service.misplaced and not home:
+        why.append(f"it may not have {service.wanted}")
     elif not engines:
         why.append(f"no Service Engine of {service.infra.group} serves it")
     elif len(engines) < wanted:
@@ -238,6 +246,7 @@ def virtual_service(
         "spec": {
             "aviInfraSetting": service.infra.setting,
             "hosts": sorted(service.hosts) if hosts else [],
+            "listeners": [f"{protocol}/{port}" for protocol, port in service.listeners or ()],
         },
         "status": {
             "vip": home.address if home else "",
@@ -415,7 +424,7 @@ def explain(at: Reconciler, key: str) -> dict[str, Any] | None:
             "from": "the Ingress" if named else "the default IngressClass",
             "served": by.ours,
         },
-        "refused": [_condition(r) for r in ingress_refusals(at, key)],
+        "refused": [condition(r) for r in ingress_refusals(at, key)],
         "hosts": [],
     }
     if not by.ours:

@@ -181,6 +181,8 @@ class ControlPlane:
         self.kubectl(
             "delete", "--all", "--wait=false", "ingress,service,endpointslice,secret,event"
         )
+        gateways = "gateways.networking.x-k8s.io,gatewayclasses.networking.x-k8s.io"
+        self.kubectl("delete", "--all", "--wait=false", gateways)
         own = "ais,networks,serviceenginegroups,vsvips,virtualservices,serviceengines,replicas"
         self.kubectl("delete", "--all", "--wait=false", own)
         system = ("-n", "akocore-system", "--ignore-not-found", "--wait=false")

@@ -119,7 +119,7 @@ class Controller(Running):
                 pytest.fail(f"not settled after {seconds} s: {said} {engines}")
             still = bool(said) and not said["moving"] and not said["statusWaiting"]
             fresh = [e["upToDate"] for e in engines.values()]
-            there = bool(fresh) == bool(said.get("hosts"))
+            there = bool(fresh) == bool(said.get("vips"))
             quiet = quiet + 1 if still and there and all(fresh) else 0
             await asyncio.sleep(0.15)
 

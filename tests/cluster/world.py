@@ -19,7 +19,7 @@ from cluster.controller import Controller
 
 World = dict[str, Any]
 
-_KINDS = "ingress,aviinfrasettings,virtualservices,vsvips"
+_KINDS = "ingress,services,gateways.networking.x-k8s.io,aviinfrasettings,virtualservices,vsvips"
 
 
 async def _envoy(socket: Path) -> World:
@@ -83,7 +83,7 @@ def difference(one: World, other: World, path: str = "") -> list[str]:
 async def assert_as_on_a_clean_boot(controller: Controller) -> None:
     """Compare with what a controller without a past makes of the same cluster."""
     after = await world(controller)
-    assert bool(after["engines"]) == bool((await controller.said())["hosts"])
+    assert bool(after["engines"]) == bool((await controller.said())["vips"])
     await controller.stop()
     shutil.rmtree(controller.state)
     await controller.start()

@@ -43,7 +43,7 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, rename={"manifests": "in"
     out: dict[str, Any] | None = None
 
 
-def _check_known(value: object, kind: mi.Type, at: str) -> None:
+def check_known(value: object, kind: mi.Type, at: str) -> None:
     """A field that the Struct does not know would be passed over: in a case it is a mistake."""
     if isinstance(kind, mi.UnionType):
         kind = next(t for t in kind.types if not isinstance(t, mi.NoneType))
@@ -51,10 +51,10 @@ def _check_known(value: object, kind: mi.Type, at: str) -> None:
         fields = {f.encode_name: f.type for f in kind.fields}
         for name, inner in value.items():
             assert name in fields, f"{at}.{name} is unknown"
-            _check_known(inner, fields[name], f"{at}.{name}")
+            check_known(inner, fields[name], f"{at}.{name}")
     elif isinstance(kind, mi.VarTupleType) and isinstance(value, list):
         for i, inner in enumerate(value):
-            _check_known(inner, kind.item_type, f"{at}[{i}]")
+            check_known(inner, kind.item_type, f"{at}[{i}]")
 
 
 def _store(manifests: list[dict[str, Any]]) -> Store:
@@ -62,7 +62,7 @@ def _store(manifests: list[dict[str, Any]]) -> Store:
     for i, manifest in enumerate(manifests):
         document = dict(manifest)
         struct = KINDS[document.pop("apiVersion"), document.pop("kind")]
-        _check_known(document, mi.type_info(struct), f"in[{i}]")
+        check_known(document, mi.type_info(struct), f"in[{i}]")
         obj = decode(document, struct)
         store.apply(Change(struct.KIND, obj.key, obj))
     return store

@@ -31,10 +31,22 @@ def ask(state: Path, method: str, question: dict[str, Any]) -> Any:
             raise typer.Exit(1) from err
 
 
-def parse_object(text: str) -> str:
-    """``ingress/NAME`` or ``ingress/NAMESPACE/NAME`` as a key."""
+_KINDS = {
+    **dict.fromkeys(("ingress", "ing"), "ingress"),
+    **dict.fromkeys(("gateway", "gtw"), "gateway"),
+    **dict.fromkeys(("service", "svc"), "service"),
+}
+
+
+def parse_object(text: str) -> tuple[str, str]:
+    """``ingress/NAME`` or ``ingress/NAMESPACE/NAME`` as kind and key; so of others."""
     kind, _, key = text.partition("/")
-    if kind.lower() not in ("ingress", "ing") or not key or key.count("/") > 1:
-        typer.echo(f"akocore: {text}: write ingress/NAME or ingress/NAMESPACE/NAME.", err=True)
+    known = _KINDS.get(kind.lower())
+    if known is None or not key or key.count("/") > 1:
+        typer.echo(
+            f"akocore: {text}: write ingress/NAME or ingress/NAMESPACE/NAME;"
+            " likewise gateway and service.",
+            err=True,
+        )
         raise typer.Exit(2)
-    return key if "/" in key else f"default/{key}"
+    return known, key if "/" in key else f"default/{key}"

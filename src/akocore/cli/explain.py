@@ -1,28 +1,34 @@
-"""``akocore explain ingress/NAME``: why an Ingress is where it is."""
+"""``akocore explain ingress/NAME``: why an Ingress, a Gateway or a Service is where it is."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from akocore.cli.control import STATE, StateOption, ask, parse_object
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
 
 __all__ = ["explain"]
 
 
 def explain(
     object_: Annotated[
-        str, typer.Argument(metavar="OBJECT", help="ingress/NAME or ingress/NAMESPACE/NAME")
+        str,
+        typer.Argument(
+            metavar="OBJECT", help="ingress, gateway or service/NAME, or KIND/NAMESPACE/NAME"
+        ),
     ],
     state: StateOption = STATE,
     output: Annotated[str, typer.Option("--output", "-o", help="text or json")] = "text",
 ) -> None:
-    """Tell class, setting, shard, VIP, pools, and what was refused and why."""
-    key = parse_object(object_)
-    found: dict[str, Any] | None = ask(state, "Explain", {"ingress": key})
+    """Tell class, setting, shard or listeners, VIP, pools, and what was refused and why."""
+    kind, key = parse_object(object_)
+    found: dict[str, Any] | None = ask(state, "Explain", {kind: key})
     if found is None:
-        typer.echo(f"akocore: there is no Ingress {key}.", err=True)
+        typer.echo(f"akocore: there is no {kind.title()} {key} of ours.", err=True)
         raise typer.Exit(1)
     if output == "json":
         import orjson
@@ -30,6 +36,13 @@ def explain(
         typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
         return
     from rich.console import Console
+
+    tree = _ingress(found) if kind == "ingress" else _l4(found)
+    console = Console()
+    Console(width=None if console.is_terminal else 1000).print(tree)
+
+
+def _ingress(found: dict[str, Any]) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -65,8 +78,49 @@ def explain(
                 f"{route['match']} {escape(route['path'])} → {escape(route['service'] or 'none')}"
                 f" [{escape(servers)}] pool {escape(route['pool'])}".replace("[", "\\[")
             )
+    _refused(tree, found)
+    return tree
+
+
+def _refused(tree: Tree, found: dict[str, Any]) -> None:
+    from rich.markup import escape
+
     for refusal in found["refused"]:
         style = "yellow" if refusal["type"] == "Warning" else "red"
         tree.add(f"[{style}]{refusal['reason']}[/] {escape(refusal['message'])}")
-    console = Console()
-    Console(width=None if console.is_terminal else 1000).print(tree)
+
+
+def _l4(found: dict[str, Any]) -> Tree:
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    tree = Tree(f"[bold]{escape(found['object'])}")
+    tree.add(f"by       {escape(found['by'])}")
+    if (setting := found.get("setting")) is not None:
+        vs = found["virtualService"]
+        tree.add(
+            f"setting  {escape(setting['name'])}: SE group {escape(setting['seGroup'])},"
+            f" network {escape(setting['network'])}"
+        )
+        at = tree.add(
+            f"virtual service {escape(vs['name'])}, VIP [bold]{vs['vip'] or 'none'}[/]"
+            f" ({found['address']}), {vs['state']}"
+            + (f": {escape(vs['why'])}" if vs["why"] else "")
+        )
+        at.add(f"Service Engines {', '.join(vs['serviceEngines']) or 'none'}")
+        for one in found["listeners"]:
+            if not one["pool"]:
+                at.add(f"{one['listener']} → nobody: clients are refused at once")
+                continue
+            servers = ", ".join(one["servers"]) or "no server: closed at once"
+            more = "; the same server for a client" if one["sticky"] else ""
+            more += f"; only from {', '.join(one['ranges'])}" if one["ranges"] else ""
+            served = "" if one["programmed"] else " (not served yet)"
+            at.add(
+                f"{one['listener']} → {escape(one['service'])} [{escape(servers)}]"
+                f" pool {escape(one['pool'])}{more}{served}".replace("[", "\\[")
+            )
+    else:
+        tree.add("not served here")
+    _refused(tree, found)
+    return tree

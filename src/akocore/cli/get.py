@@ -49,6 +49,14 @@ def _engines(item: Item) -> str:
     return ",".join(item["status"]["serviceEngines"])
 
 
+def _vip(item: Item) -> str:
+    return ",".join(one["value"] for one in item["status"]["addresses"])
+
+
+def _why(item: Item) -> str:
+    return "; ".join(c["message"] for c in item["status"]["conditions"])
+
+
 NAME = ("NAME", at("metadata.name"))
 
 # Columns by kind: always, and with -o wide.
@@ -63,7 +71,31 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("PORTS", lambda item: "80, 443" if item["spec"]["tls"] else "80"),
             ("REFUSED", _refused),
         ],
-        [("WHY", lambda item: "; ".join(c["message"] for c in item["status"]["conditions"]))],
+        [("WHY", _why)],
+    ),
+    "gateway": (
+        [
+            ("NAMESPACE", at("metadata.namespace")),
+            NAME,
+            ("CLASS", at("spec.gatewayClassName")),
+            ("ADDRESS", _vip),
+            ("LISTENERS", lambda item: ",".join(item["spec"]["listeners"])),
+            ("READY", at("status.ready")),
+            ("REFUSED", _refused),
+        ],
+        [("VIRTUAL SERVICE", at("spec.virtualService")), ("WHY", _why)],
+    ),
+    "service": (
+        [
+            ("NAMESPACE", at("metadata.namespace")),
+            NAME,
+            ("TYPE", at("spec.type")),
+            ("EXTERNAL-IP", _address),
+            ("PORT(S)", lambda item: ",".join(item["spec"]["ports"])),
+            ("BY", at("spec.front")),
+            ("REFUSED", _refused),
+        ],
+        [("VIRTUAL SERVICE", at("spec.virtualService")), ("WHY", _why)],
     ),
     "vs": (
         [
@@ -71,6 +103,7 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("VIP", at("status.vip")),
             ("SHARD", at("status.shard")),
             ("HOSTS", lambda item: len(item["spec"]["hosts"])),
+            ("LISTENERS", lambda item: ",".join(item["spec"]["listeners"])),
             ("POOLS", _members),
             ("SERVICE ENGINES", _engines),
             ("STATE", at("status.state")),
@@ -158,6 +191,7 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("PID", at("status.pid")),
             ("INGRESSES", at("status.ingresses")),
             ("HOSTS", at("status.hosts")),
+            ("VIPS", at("status.vips")),
             ("BATCHES", at("status.batches")),
             ("NACKS", at("status.nacks")),
             ("STATUS WRITTEN", at("status.statusWritten")),
@@ -180,6 +214,10 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
 ALIASES = {
     "ing": "ingress",
     "ingresses": "ingress",
+    "gateways": "gateway",
+    "gtw": "gateway",
+    "services": "service",
+    "svc": "service",
     "virtualservice": "vs",
     "virtualservices": "vs",
     "pool": "pools",

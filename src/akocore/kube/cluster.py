@@ -24,7 +24,7 @@ __all__ = ["WATCHED", "Cluster"]
 
 WATCHED = (
     *("VsVip", "IngressClass", "Namespace", "AviInfraSetting", "ServiceEngineGroup", "Network"),
-    *("Service", "EndpointSlice", "Ingress"),
+    *("GatewayClass", "Gateway", "Service", "EndpointSlice", "Ingress"),
 )
 _SECRETS_S = 5.0  # an API server that is away does not hold up everything else
 WINDOW_S = 0.001  # what one `kubectl apply` makes within it goes together

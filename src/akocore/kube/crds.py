@@ -9,6 +9,8 @@ from msgspec import inspect
 from akocore.kube.objects import (
     OWN_KINDS,
     AviInfraSetting,
+    Gateway,
+    GatewayClass,
     Network,
     Object,
     Replica,
@@ -30,6 +32,12 @@ _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
         ("Status", "string", ".status.status"),
         ("Shard", "string", ".spec.l7Settings.shardSize"),
         ("Error", "string", ".status.error"),
+    ],
+    GatewayClass: [("Controller", "string", ".spec.controller")],
+    Gateway: [
+        ("Class", "string", ".spec.gatewayClassName"),
+        ("Address", "string", ".status.addresses[*].value"),
+        ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status'),
     ],
     ServiceEngineGroup: [
         ("HA", "string", ".spec.haMode"),
@@ -94,6 +102,8 @@ _ENUMS = {
 _SHORT = {
     ServiceEngineGroup: ["seg"],
     AviInfraSetting: ["ais"],
+    GatewayClass: ["gc"],
+    Gateway: ["gtw"],
     VirtualService: ["vs"],
     ServiceEngine: ["se"],
 }
@@ -146,7 +156,8 @@ def _field(kind: type[Object], name: str) -> dict[str, Any] | None:
 
 def crd(kind: type[Object]) -> dict[str, Any]:
     """One CustomResourceDefinition; the last version is the stored one."""
-    plural = f"{kind.KIND.lower()}s"
+    lower = kind.KIND.lower()
+    plural = f"{lower}es" if lower.endswith("s") else f"{lower}s"
     anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     parts = {"spec": _field(kind, "spec"), "status": _field(kind, "status")}
     if kind not in OWN_KINDS:
@@ -221,7 +232,10 @@ def access() -> list[dict[str, Any]]:
     everywhere = [
         rule("networking.k8s.io", ["ingresses", "ingressclasses"], read),
         rule("networking.k8s.io", ["ingresses/status"], ["patch"]),
+        rule("networking.x-k8s.io", ["gateways", "gatewayclasses"], read),
+        rule("networking.x-k8s.io", ["gateways/status", "gatewayclasses/status"], ["patch"]),
         rule("", ["services", "namespaces"], read),
+        rule("", ["services/status"], ["patch"]),
         rule("", ["secrets"], ["get", "watch"]),
         rule("discovery.k8s.io", ["endpointslices"], read),
         rule("ako.vmware.com", ["aviinfrasettings"], read),

@@ -30,7 +30,8 @@ def object_name(name: str) -> str:
 
 def virtual_service(at: Reconciler, service: VirtualService) -> VirtualServiceStatus:
     """The mirror of one virtual service.  Cost: its engines, not its hosts."""
-    said = status.virtual_service(at, service, hosts=False)["status"]
+    shown = status.virtual_service(at, service, hosts=False)
+    said = shown["status"]
     dedicated = service.shard < 0
     return VirtualServiceStatus(
         name=service.name,
@@ -38,6 +39,7 @@ def virtual_service(at: Reconciler, service: VirtualService) -> VirtualServiceSt
         shard=said["shard"],
         host=next(iter(service.hosts), "") if dedicated else "",
         hosts=len(service.hosts),
+        listeners=tuple(shown["spec"]["listeners"]),
         avi_infra_setting=service.infra.setting,
         network=said["network"],
         se_group=said["seGroup"],

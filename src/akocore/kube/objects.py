@@ -23,6 +23,8 @@ __all__ = [
     "Change",
     "Condition",
     "EndpointSlice",
+    "Gateway",
+    "GatewayClass",
     "Ingress",
     "IngressClass",
     "Namespace",
@@ -193,11 +195,33 @@ class ServiceSpec(_Part, frozen=True):
     selector: dict[str, str] | None = None
     external_name: str = ""
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
+    load_balancer_class: str | None = None
+    load_balancer_ip: str = msgspec.field(default="", name="loadBalancerIP")
+    load_balancer_source_ranges: tuple[str, ...] = ()
+    session_affinity: str = "None"
+    external_traffic_policy: str = ""
+
+
+class Condition(_Part, frozen=True):
+    """``meta/v1 Condition``."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    observed_generation: int = 0
+    last_transition_time: str = ""
+
+
+class ServiceStatus(_Part, frozen=True):
+    load_balancer: IngressLoadBalancer = IngressLoadBalancer()
+    conditions: tuple[Condition, ...] = ()
 
 
 class Service(Object, frozen=True, gc=False, kw_only=True):
     KIND = "Service"
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
 
 
 class EndpointConditions(_Part, frozen=True):
@@ -300,17 +324,6 @@ class AviInfraSettingSpec(_Part, frozen=True):
     nsx_settings: NsxSettings | None = None
 
 
-class Condition(_Part, frozen=True):
-    """``meta/v1 Condition``."""
-
-    type: str
-    status: str
-    reason: str = ""
-    message: str = ""
-    observed_generation: int = 0
-    last_transition_time: str = ""
-
-
 class AcceptedStatus(_Part, frozen=True):
     """``status`` and ``error`` as AKO writes them, and conditions as others do."""
 
@@ -326,6 +339,106 @@ class AviInfraSetting(Object, frozen=True, gc=False, kw_only=True):
     NAMESPACED = False
     spec: AviInfraSettingSpec = AviInfraSettingSpec()
     status: AcceptedStatus = AcceptedStatus()
+
+
+# ── networking.x-k8s.io/v1alpha1 ────────────────────────────────────────────────────────────
+
+
+class ParametersReference(_Part, frozen=True):
+    group: str
+    kind: str
+    name: str
+    scope: str = ""
+    namespace: str = ""
+
+
+class GatewayClassSpec(_Part, frozen=True):
+    controller: str
+    parameters_ref: ParametersReference | None = None
+
+
+class GatewayClassStatus(_Part, frozen=True):
+    conditions: tuple[Condition, ...] = ()
+
+
+class GatewayClass(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "networking.x-k8s.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "GatewayClass"
+    NAMESPACED = False
+    spec: GatewayClassSpec
+    status: GatewayClassStatus = GatewayClassStatus()
+
+
+class LabelSelectorRequirement(_Part, frozen=True):
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(_Part, frozen=True):
+    match_labels: dict[str, str] | None = None
+    match_expressions: tuple[LabelSelectorRequirement, ...] = ()
+
+
+class RouteNamespaces(_Part, frozen=True):
+    """``from``: All, Same or Selector."""
+
+    from_: str = msgspec.field(default="All", name="from")
+
+
+class RouteBindingSelector(_Part, frozen=True):
+    """Which routes a listener takes: here, Services by their labels."""
+
+    group: str = "v1"
+    kind: str = "Service"
+    selector: LabelSelector = LabelSelector()
+    namespaces: RouteNamespaces = RouteNamespaces()
+
+
+class GatewayTLS(_Part, frozen=True):
+    mode: str = ""
+
+
+class GatewayListener(_Part, frozen=True):
+    port: Port
+    protocol: str
+    routes: RouteBindingSelector
+    hostname: str = ""
+    tls: GatewayTLS | None = None
+
+
+class GatewayAddress(_Part, frozen=True):
+    value: str
+    type: str = "IPAddress"
+
+
+class GatewaySpec(_Part, frozen=True):
+    gateway_class_name: str
+    listeners: tuple[GatewayListener, ...] = ()
+    addresses: tuple[GatewayAddress, ...] = ()
+
+
+class GatewayListenerStatus(_Part, frozen=True):
+    port: int
+    protocol: str
+    conditions: tuple[Condition, ...] = ()
+
+
+class GatewayStatus(_Part, frozen=True):
+    """Nothing is there before a controller has written it."""
+
+    addresses: tuple[GatewayAddress, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    listeners: tuple[GatewayListenerStatus, ...] = ()
+
+
+class Gateway(Object, frozen=True, gc=False, kw_only=True):
+    GROUP = "networking.x-k8s.io"
+    VERSIONS = ("v1alpha1",)
+    KIND = "Gateway"
+    spec: GatewaySpec
+    status: GatewayStatus = GatewayStatus()
 
 
 # ── akocore.io/v1alpha1 ─────────────────────────────────────────────────────────────────────
@@ -438,13 +551,17 @@ class VsVip(Object, frozen=True, gc=False, kw_only=True):
 
 
 class VirtualServiceStatus(_Part, frozen=True):
-    """As ``akocore get vs`` shows it; hosts are counted, a dedicated one is named."""
+    """As ``akocore get vs`` shows it; hosts are counted, a dedicated one is named.
+
+    ``listeners``: of L4, as ``TCP/80``.
+    """
 
     name: str = ""
     vip: str = ""
     shard: int | None = None
     host: str = ""
     hosts: int = 0
+    listeners: tuple[str, ...] = ()
     avi_infra_setting: str = ""
     network: str = ""
     se_group: str = ""
@@ -550,6 +667,8 @@ KINDS: Final[dict[tuple[str, str], type[Object]]] = {
         Secret,
         Namespace,
         AviInfraSetting,
+        GatewayClass,
+        Gateway,
         ServiceEngineGroup,
         Network,
     )

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from akocore import status
 from akocore.events import Event
-from akocore.kube import mirrors
+from akocore.kube import l4_status, mirrors
 from akocore.kube.api import ApiError, ApiServer, Resource, resources
 from akocore.kube.objects import (
     AviInfraSetting,
@@ -49,8 +49,8 @@ FIELD_MANAGER = "akocore"
 _CONTROLLER = "akocore.io/controller"
 _WORKERS = 16
 _ORDER = (
-    *("AviInfraSetting", "Network", "Ingress", "Ingress (all)"),
-    *("VirtualService", "ServiceEngine"),
+    *("AviInfraSetting", "Network", "GatewayClass", "Gateway", "Service", "Ingress"),
+    *("Gateway (all)", "Service (all)", "Ingress (all)", "VirtualService", "ServiceEngine"),
 )
 _EVENTS_KEPT = 10_000
 _MIRROR_S = 1.0  # a mirror is written once in this time at most
@@ -154,7 +154,9 @@ class StatusWriter:
         self._ahead.clear()
         self._listed = False
         self._due["Ingress (all)"].update(dict.fromkeys(store.all("Ingress")))
-        for kind in ("AviInfraSetting", "Network"):
+        self._due["Gateway (all)"].update(dict.fromkeys(store.all("Gateway")))
+        self._due["Service (all)"].update(dict.fromkeys(l4_status.with_status(self._at)))
+        for kind in ("AviInfraSetting", "Network", "GatewayClass"):
             self._due[kind].update(dict.fromkeys(store.all(kind)))
         self._due["VirtualService"].update(dict.fromkeys(self._at.placement.services))
         self._due["ServiceEngine"].update(dict.fromkeys(self._serve.engine_names))
@@ -223,6 +225,8 @@ class StatusWriter:
                     await self._write_ingress(key)
                 case "AviInfraSetting" | "Network":
                     await self._write_accepted(kind, key)
+                case "GatewayClass" | "Gateway" | "Service":
+                    await self._write_l4(kind, key)
                 case _:
                     wait = await self._write_mirror(kind, key)
         except (ApiError, TimeoutError) as err:
@@ -286,7 +290,7 @@ class StatusWriter:
         version, has = self._newest(key, obj)
         said = status.ingress(self._at, key)
         if said is None:
-            if _looks_like_ours(obj) and await self._is_ours(key, obj):
+            if _looks_like_ours(obj) and await self._is_ours("Ingress", obj):
                 await self._apply_status(obj, int(obj.metadata.resource_version), {})
             return
         wanted = self._points(said, has)
@@ -340,12 +344,29 @@ class StatusWriter:
             note = f"{host or 'Any host'} is served at {old} no more."
             self._serve.events.say(object_, "Normal", "Withdrawn", note)
 
-    async def _is_ours(self, key: str, obj: Ingress) -> bool:
-        """Whether the status of an Ingress that we don't serve was written by us."""
-        resource, meta = self._resources["Ingress"], obj.metadata
+    async def _is_ours(self, kind: str, obj: Object) -> bool:
+        """Whether the status of an object that we don't serve was written by us."""
+        resource, meta = self._resources[kind], obj.metadata
         raw = await self._api.request("GET", resource.path(meta.namespace, meta.name))
         found = msgspec.json.decode(raw, type=_Managed).metadata.managed_fields
         return any(m.manager == FIELD_MANAGER and m.subresource == "status" for m in found)
+
+    # ── L4 ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _write_l4(self, kind: str, key: str) -> None:
+        obj = self._at.store.all(kind).get(key)
+        if obj is None:
+            return
+        wanted = l4_status.wanted(self._at, kind, key, self._serve.show_listener_later)
+        if wanted is None:  # not ours, or no longer: what we wrote goes
+            if l4_status.may_be_ours(obj) and await self._is_ours(kind, obj):
+                await self._apply_status(obj, int(obj.metadata.resource_version or 0), {})
+        elif not l4_status.says(obj, wanted):
+            version = int(obj.metadata.resource_version or 0)
+            if await self._apply_status(obj, version, wanted) is None:
+                return
+            for note in l4_status.news(obj, wanted):
+                self._serve.events.say(f"{kind}/{key}", "Normal", *note)
 
     # ── settings and Networks ───────────────────────────────────────────────────────────────
 

@@ -43,7 +43,7 @@ _WORK_S = (
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STORED = (
     *("Ingress", "IngressClass", "Service", "EndpointSlice", "Secret", "Namespace"),
-    *("AviInfraSetting", "Network", "ServiceEngineGroup"),
+    *("AviInfraSetting", "Network", "ServiceEngineGroup", "GatewayClass", "Gateway"),
 )
 _STATES = ("wanted", "running", "connected", "ready")
 
@@ -274,9 +274,12 @@ class _Reader(Collector):
     def _places(self) -> Iterator[Metric]:
         placement = self._serve.reconciler.placement
         shared: dict[str, float] = {}
-        dedicated = hosts = 0
+        dedicated = hosts = l4 = listeners = 0
         for service in placement.services.values():
-            if service.shard == DEDICATED_SHARD:
+            if service.listeners is not None:
+                l4 += 1
+                listeners += len(service.listeners)
+            elif service.shard == DEDICATED_SHARD:
                 dedicated += 1
                 hosts += len(service.hosts)
             else:
@@ -289,6 +292,8 @@ class _Reader(Collector):
         )
         yield _gauge("dedicated_virtual_services", "Virtual services of one host.", dedicated)
         yield _gauge("dedicated_virtual_service_hosts", "Hosts of these, together.", hosts)
+        yield _gauge("l4_virtual_services", "Virtual services of Gateways and Services.", l4)
+        yield _gauge("l4_listeners", "Listeners of these, together.", listeners)
         yield _gauge(
             "virtual_services_waiting",
             "Virtual services that have no address.",

@@ -141,8 +141,13 @@ class Ipam:
         self._taken[ip] = owner
         return True
 
-    def give(self, owner: str) -> str | None:
-        """The owner's address: the one it has, else the lowest free; None when all are taken."""
+    def give(self, owner: str, wanted: str = "") -> str | None:
+        """The owner's address: the one it has, else the lowest free; None when all are taken.
+
+        ``wanted``: just that one, or None.  The one that it had stays taken until `let_go`.
+        """
+        if wanted:
+            return self._give_just(owner, wanted)
         if (have := self.owners.get(owner)) is not None:
             return have
         while True:
@@ -154,6 +159,24 @@ class Ipam:
                 self._taken[ip] = owner
                 self.owners[owner] = str(ip)
                 return str(ip)
+
+    def _give_just(self, owner: str, wanted: str) -> str | None:
+        try:
+            ip = ip_address(wanted)
+        except ValueError:
+            return None
+        if not self.contains(wanted) or self._taken.get(ip, owner) != owner:
+            return None
+        self._taken[ip] = owner
+        self.owners[owner] = str(ip)
+        return str(ip)
+
+    def holder(self, address: str) -> str | None:
+        """Who has an address, or still serves at it; None also for what is no address."""
+        try:
+            return self._taken.get(ip_address(address))
+        except ValueError:
+            return None
 
     def release(self, owner: str) -> None:
         address = self.owners.pop(owner, None)

@@ -14,15 +14,16 @@ from msgspec import Struct, field
 
 from akocore._fast.shard import shard_hosts
 from akocore.kube.objects import NetworkSpec
-from akocore.model import HostModel
+from akocore.model import HostModel, L4Listener
 from akocore.place.ipam import Ipam
 from akocore.place.state import Facts
 from akocore.translate.classes import Infra
 from akocore.translate.names import Names
 
-__all__ = ["Home", "Placed", "Placement", "VirtualService"]
+__all__ = ["Home", "Placed", "PlacedListener", "Placement", "VirtualService"]
 
 DEDICATED_SHARD = -1
+L4_SHARD = -2
 
 
 class Home(Struct):
@@ -33,8 +34,22 @@ class Home(Struct):
     address: str
 
 
+class PlacedListener(Struct):
+    """One listener of L4 and what of it is published."""
+
+    model: L4Listener
+    # (group, address) → the publication that brought it there
+    sequence: dict[tuple[str, str], int] = field(default_factory=dict)
+    names: frozenset[tuple[str, str]] = frozenset()  # (group, resource's name) published
+    # (group, virtual service, Service port) referred to
+    backends: frozenset[tuple[str, str, str]] = frozenset()
+
+
 class VirtualService(Struct):
-    """``homes``: the wanted one last; earlier ones serve on until their move is over."""
+    """``homes``: the wanted one last; earlier ones serve on until their move is over.
+
+    ``listeners``: of L4, by (protocol, port); None: it is L7, and its setting says which.
+    """
 
     name: str
     infra: Infra
@@ -47,6 +62,9 @@ class VirtualService(Struct):
     pools_up: int = 0  # how many of `pools` have a server
     closed: bool = False  # listens no more, but clients may still be connected
     exhausted: str = ""  # the Network that has no address left for it
+    wanted: str = ""  # the one address that it may have; "": any
+    listeners: dict[tuple[str, int], PlacedListener] | None = None
+    silent: set[tuple[str, str]] = field(default_factory=set)  # (group, address) left to drain
 
     @property
     def shown(self) -> Home | None:
@@ -54,6 +72,11 @@ class VirtualService(Struct):
         if not self.homes:
             return None
         return next((h for h in self.homes if h.address == self.settled), self.homes[0])
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether it is not, and is not going to be, at the one address that it may have."""
+        return bool(self.wanted) and (not self.homes or self.homes[-1].address != self.wanted)
 
 
 class Placed(Struct):
@@ -123,6 +146,14 @@ class Placement:
             service = self.services[name] = VirtualService(name, infra, shard)
         return service
 
+    def l4_service(self, name: str, infra: Infra) -> VirtualService:
+        """The virtual service of L4 of that name; made, without a home, when it is new."""
+        service = self.services.get(name)
+        if service is None:
+            service = VirtualService(name, infra, L4_SHARD, listeners={})
+            self.services[name] = service
+        return service
+
     # ── addresses ───────────────────────────────────────────────────────────────────────────
 
     def set_networks(self, networks: dict[str, NetworkSpec]) -> set[str]:
@@ -160,11 +191,15 @@ class Placement:
         if pool is None:
             address = None
         elif self.decides:
-            address = pool.give(service.name)
+            had = pool.owners.get(service.name)
+            address = pool.give(service.name, service.wanted)
+            if had is not None and all(home.address != had for home in service.homes):
+                pool.let_go(service.name, had)
         else:
             address = pool.owners.get(service.name)
         if address is None:
-            service.exhausted = infra.network if self.decides else ""
+            full = self.decides and not service.wanted
+            service.exhausted = infra.network if full else ""
             self.waiting.add(service.name)
             return None
         service.exhausted = ""

@@ -69,3 +69,18 @@ class Names:
 
     def http_policy_set(self, setting: str, host: str, namespace: str) -> str:
         return self._encode(f"{self._base(setting)}{namespace}-{host}")
+
+    def l4(self, namespace: str, name: str) -> str:
+        """The virtual service (and VsVip, L4PolicySet) of a Gateway, a Service or a shared VIP.
+
+        ``name``: the Gateway's, the Service's, or the key of the shared VIP.
+        """
+        return self._encode(f"{self.prefix}{namespace}-{name}")
+
+    def l4_pool(self, namespace: str, service: str, protocol: str, port: int, vip: str = "") -> str:
+        """The pool of one Service port; ``vip``: the Gateway's name or the shared VIP's key.
+
+        ``namespace``: of the virtual service.
+        """
+        parts = [namespace, service, *([vip] if vip else []), protocol, str(port)]
+        return self._encode(self.prefix + "-".join(parts))

@@ -324,7 +324,7 @@ class AdsServer:
                     engine.rejected.pop((type_url, name), None)
                 if type_url == LDS:
                     for one in removed[LDS]:
-                        if not any(
+                        if one.collection and not any(
                             x.collection == one.collection for x in catalog.resources[LDS].values()
                         ):
                             engine.awaited.pop(one.collection, None)
@@ -368,7 +368,7 @@ class AdsServer:
         """A new listener asks for its scopes by itself: it is not served before it has them."""
         asked = engine.subscribed.get(SRDS, ())
         for one in listeners:
-            if one.collection not in asked:
+            if one.collection and one.collection not in asked:  # L4 has no scopes
                 engine.awaited.setdefault(one.collection, sequence)
 
     def _send(
