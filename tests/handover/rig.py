@@ -14,14 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from akocore.engines.handover import Handover, Member, Ring, looks_back
+from akocore.engines.handover import Handover, Member, Ring, bring, looks_back
 from akocore.lab.namespaces import Namespaces
 
 PREFIX = f"akoh-{os.getpid()}-"
 VIP, VIP_6 = "10.10.16.224", "fd00:10:10:16::224"
 CLIENT, CLIENT_6 = "10.10.15.10", "fd00:10:10:15::10"
 
-_SERVER = """
+SERVER_CODE = textwrap.dedent("""
     import asyncio, sys
 
     class Echo(asyncio.Protocol):
@@ -38,10 +38,10 @@ _SERVER = """
         await asyncio.Event().wait()
 
     asyncio.run(main())
-"""
+""")
 
 # Reads lines: "open COUNT", "ping" (a byte there and back on each that isn't broken), "close".
-_CLIENT = """
+CLIENT_CODE = textwrap.dedent("""
     import socket, sys
     address, family = sys.argv[1], socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
     kept, first = [], 20_000
@@ -74,7 +74,7 @@ _CLIENT = """
                 pass
         print(len(kept) - len(whole), flush=True)
         kept = whole
-"""
+""")
 
 
 class Client:
@@ -171,17 +171,24 @@ class Rig:
         self.handovers[name] = Handover(self.directory / f"{name}.json", space.path(name))
         if serve:
             log = self.directory / f"{name}.log"
-            code = textwrap.dedent(_SERVER)
-            space.spawn(name, [sys.executable, "-c", code, VIP, VIP_6], log)
-            await until(_says(log, "listening"))
+            space.spawn(name, [sys.executable, "-c", SERVER_CODE, VIP, VIP_6], log)
+            await until(says(log, "listening"))
 
     async def ring(self, *names: str) -> None:
         """Have these as the ring, each with the likely side for a change from what is spread."""
+        await bring(self.handovers, self.rings(*names))
+
+    def rings(self, *names: str) -> dict[str, Ring]:
         members = tuple(self.members[name] for name in self.engines if name in names)
-        for name in names:
-            back = looks_back(name, self.spread_over, names)
-            ring = Ring(me=name, members=members, vips=(VIP, VIP_6), back=back)
-            await self.handovers[name].apply(ring)
+        return {
+            name: Ring(
+                me=name,
+                members=members,
+                vips=(VIP, VIP_6),
+                back=looks_back(name, self.spread_over, names),
+            )
+            for name in names
+        }
 
     async def spread(self, *names: str) -> None:
         """Have the router spread the VIPs over these."""
@@ -196,7 +203,7 @@ class Rig:
 
     async def client(self, vip: str = VIP) -> Client:
         source = CLIENT_6 if ":" in vip else CLIENT
-        command = [sys.executable, "-c", textwrap.dedent(_CLIENT), vip, source]
+        command = [sys.executable, "-c", CLIENT_CODE, vip, source]
         process = await asyncio.create_subprocess_exec(
             *self.namespaces.command("client", command),
             stdin=asyncio.subprocess.PIPE,
@@ -235,9 +242,9 @@ def _interface(
     return lines
 
 
-def _says(log: Path, word: str) -> Callable[[], Awaitable[bool]]:
+def says(log: Path, word: str) -> Callable[[], Awaitable[bool]]:
     async def check() -> bool:
-        return log.exists() and word in log.read_text()
+        return log.exists() and word in log.read_text()  # noqa: ASYNC240
 
     return check
 
@@ -279,9 +286,7 @@ _SENT = """
 """
 
 
-async def resets(
-    rig: Rig, count: int, *, vip: str = VIP, ttl: int = 64
-) -> list[int]:
+async def resets(rig: Rig, count: int, *, vip: str = VIP, ttl: int = 64) -> list[int]:
     """Send ``count`` packets of connections that nobody has; the ports of those reset."""
     source = CLIENT_6 if ":" in vip else CLIENT
     code = textwrap.dedent(_SENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from akocore.engines.handover.plan import steps
 from handover.conftest import MakeRig
 from handover.rig import VIP, VIP_6, resets
 
@@ -98,3 +99,26 @@ async def test_sixteen_service_engines_break_no_connection_and_bound_the_hops(
             "passed": 20 * 14,
             "unowned": 20,
         }
+
+
+async def test_no_connection_breaks_while_members_change_one_by_one(rig: MakeRig) -> None:
+    """Nearly all flows are being handed over, some of them twice, while the ring changes."""
+    async with rig(4) as running:
+        await running.ring("se-1", "se-2", "se-3")
+        await running.spread("se-1", "se-2", "se-3")
+        client = await running.client()
+        assert await client.tell(f"open {FLOWS}") == 0
+        await running.spread("se-3", "se-1", "se-2")
+        begun = (await running.counted())["begun"]
+        assert await client.tell("ping") == 0
+        assert (await running.counted())["begun"] - begun >= FLOWS
+        tried = 0
+        for names in (running.engines, running.engines[:3]):
+            there = {name: running.handovers[name].ring for name in running.engines}
+            known = {name: ring for name, ring in there.items() if ring is not None}
+            for step in steps(known, running.rings(*names)):
+                for name, ring in step.items():
+                    await running.handovers[name].apply(ring)
+                    assert await client.tell("ping") == 0
+                    tried += 1
+        assert tried == 14

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from akocore.engines.frr.process import in_namespace
-from akocore.engines.handover.plan import TABLE, Ring, Rule, batch, delta, sysctls, undo
+from akocore.engines.handover.plan import TABLE, Ring, Rule, batch, delta, steps, sysctls, undo
 
-__all__ = ["Counters", "Handover", "HandoverError"]
+__all__ = ["Counters", "Handover", "HandoverError", "bring"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,14 +83,14 @@ class Handover:
             wanted = sysctls(ring)
             if missing := [key for key in wanted if key not in state.before]:
                 state.before |= await self._settings(missing)
-            changes = delta(state.ring, ring)
+            changes = delta(state.ring if await self._has_table() else None, ring)
             self._write(_State(state.before, None))
             await self._set(wanted)
             for version in (4, 6):
                 lines = batch(ring, version, await self._rules(version))
                 await self._ip(version, lines)
-            if changes or not await self._has_table():
-                await self._nft(changes if await self._has_table() else delta(None, ring))
+            if changes:
+                await self._nft(changes)
             self._write(_State(state.before, ring))
             _log.info(
                 "event=handover_applied se=%s members=%d vips=%d back=%s",
@@ -147,17 +147,14 @@ class Handover:
             await self._run(["ip", f"-{version}", "-batch", "-"], "\n".join(rest))
         if flushes:  # of a table that never was: an error that means nothing
             with contextlib.suppress(HandoverError):
-                await self._run(
-                    ["ip", f"-{version}", "-force", "-batch", "-"], "\n".join(flushes)
-                )
+                await self._run(["ip", f"-{version}", "-force", "-batch", "-"], "\n".join(flushes))
 
     async def _has_table(self) -> bool:
         out = await self._run(["nft", "list", "tables", "inet"])
         return f"table inet {TABLE}".encode() in out.splitlines()
 
     async def _nft(self, text: str) -> None:
-        if text:
-            await self._run(["nft", "-f", "-"], text)
+        await self._run(["nft", "-f", "-"], text)
 
     async def _settings(self, keys: Collection[str]) -> dict[str, str]:
         out = await self._run(["cat", *(f"/proc/sys/{key}" for key in keys)])
@@ -198,3 +195,16 @@ class Handover:
         part = self._file.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(state))
         part.replace(self._file)
+
+
+async def bring(handovers: Mapping[str, Handover], wanted: Mapping[str, Ring]) -> None:
+    """Bring all members of a ring, by name, to what each is to know, without a packet that misses.
+
+    All of them, or `HandoverError`; then no route may change yet: bring them there again.
+    """
+    there = {name: ring for name in wanted if (ring := handovers[name].ring) is not None}
+    for step in steps(there, wanted) or [dict(wanted)]:
+        done = (handovers[name].apply(ring) for name, ring in step.items())
+        for outcome in await asyncio.gather(*done, return_exceptions=True):
+            if outcome is not None:
+                raise outcome

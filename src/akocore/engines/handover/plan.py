@@ -31,10 +31,11 @@ a second chance for flows by another design: its directors name the second serve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from akocore._fast.ecmp import EcmpGroup
 
@@ -47,14 +48,19 @@ __all__ = [
     "delta",
     "looks_back",
     "ruleset",
+    "steps",
     "sysctls",
     "undo",
 ]
 
 MAX_MEMBERS = 16
 TABLE = "akocore_handover"  # of nftables
+_DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _FORWARDS, _BACKWARDS = 64, 128  # TTL when all have seen the packet
 _MARKS = {"next": 0x0A4C_0001, "previous": 0x0A4C_0002}  # also the numbers of routing tables
+
+_FAMILIES = {4: ("ip", "vips4", "ttl"), 6: ("ip6", "vips6", "hoplimit")}
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -69,7 +75,8 @@ class Ring(Struct, frozen=True, kw_only=True):
     """What one Service Engine must know.  ``members``: in the order of the router's next hops.
 
     ``back``: it asks its previous member first; see `looks_back`.  ``forwards``: this machine is
-    a router for others too, so packets that are not handed over are not dropped here.
+    a router for others too, so packets that are not handed over are not dropped here.  ``hops``
+    (0: one less than members) and ``also`` (more members' Ethernet addresses) are for `steps`.
     """
 
     me: str
@@ -78,6 +85,8 @@ class Ring(Struct, frozen=True, kw_only=True):
     device: str = "eth0"
     back: bool = False
     forwards: bool = False
+    hops: int = 0
+    also: tuple[str, ...] = ()
 
 
 class Rule(Struct):
@@ -117,6 +126,39 @@ def _ranges(hops: Sequence[str]) -> dict[str, tuple[int, int]]:
     }
 
 
+def steps(there: Mapping[str, Ring], wanted: Mapping[str, Ring]) -> list[dict[str, Ring]]:
+    """What to apply to each member, one dictionary after the other, so that no packet misses.
+
+    Members change one by one.  Between, a packet may go round partly by the old ring and partly
+    by the new one, so it needs the hops of the longer, and all must know each other.  So a ring
+    that grows gets hops before members, and one that shrinks loses members before hops.
+    """
+    rings = {name: there.get(name, ring) for name, ring in wanted.items()}
+    longest = max(len(ring.members) for ring in (*rings.values(), *wanted.values()))
+    known = {m.mac.lower() for r in (*rings.values(), *wanted.values()) for m in r.members}
+
+    def between(ring: Ring) -> Ring:
+        others = {member.mac.lower() for member in ring.members}
+        return structs.replace(ring, hops=longest - 1, also=tuple(sorted(known - others)))
+
+    first = {name: between(ring) for name, ring in rings.items()}
+    second = {name: between(ring) for name, ring in wanted.items()}
+    found: list[dict[str, Ring]] = []
+    for step in (first, second, dict(wanted)):
+        before = {**there, **(found[-1] if found else {})}
+        if any(not _alike(before.get(name), ring) for name, ring in step.items()):
+            found.append(step)
+    return found
+
+
+def _alike(one: Ring | None, other: Ring) -> bool:
+    """Whether they mean the same rules."""
+    if one is None:
+        return False
+    routes = [[member.addresses for member in ring.members] for ring in (one, other)]
+    return one.me == other.me and routes[0] == routes[1] and ruleset(one) == ruleset(other)
+
+
 # ─── the packet filter
 
 
@@ -127,10 +169,10 @@ def _checked(ring: Ring) -> tuple[Member, ...]:
         raise ValueError(
             f"a ring has {ring.me} once among at most {MAX_MEMBERS} members, not {names}"
         )
-    if not ring.device.replace("-", "").replace(".", "").replace("_", "").isalnum():
+    if not _DEVICE.fullmatch(ring.device):
         raise ValueError(f"{ring.device!r} is no name of an interface")
     for member in ring.members:
-        if len(member.mac.split(":")) != 6 or bytes.fromhex(member.mac.replace(":", "")) == b"":
+        if not _MAC.fullmatch(member.mac):
             raise ValueError(f"{member.mac!r} of {member.name} is no Ethernet address")
     at = names.index(ring.me)
     return (*ring.members[at + 1 :], *ring.members[:at])
@@ -139,7 +181,7 @@ def _checked(ring: Ring) -> tuple[Member, ...]:
 def _sets(ring: Ring) -> dict[str, tuple[str, list[str]]]:
     """Name: type and elements, in order."""
     vips = sorted({ip_address(vip) for vip in ring.vips}, key=lambda ip: (ip.version, int(ip)))
-    others = sorted(member.mac.lower() for member in _checked(ring))
+    others = sorted({member.mac.lower() for member in _checked(ring)} | {*ring.also})
     return {
         "vips4": ("ipv4_addr", [str(ip) for ip in vips if ip.version == 4]),
         "vips6": ("ipv6_addr", [str(ip) for ip in vips if ip.version == 6]),
@@ -189,7 +231,7 @@ def _table(ring: Ring) -> Iterator[str]:
 
 def _chains(ring: Ring) -> list[str]:
     others = len(_checked(ring))
-    start = (_BACKWARDS if ring.back else _FORWARDS) + others
+    start = (_BACKWARDS if ring.back else _FORWARDS) + (ring.hops or others)
     first = "previous" if ring.back else "next"
     marks = ", ".join(f"{mark:#010x}" for mark in _MARKS.values())
     lines = [
@@ -198,12 +240,13 @@ def _chains(ring: Ring) -> list[str]:
         "\t\ttype filter hook prerouting priority mangle; policy accept;",
         f'\t\tiifname != "{ring.device}" accept',
     ]
-    for family, vips in (("ip", "vips4"), ("ip6", "vips6")):
-        lines.append(
-            f"\t\t{family} daddr @{vips} tcp flags & syn == 0x0 ct state invalid goto {family}_flow"
-        )
+    families = [_FAMILIES[version] for version in _versions(ring)]
+    lines += [
+        f"\t\t{family} daddr @{vips} tcp flags & syn == 0x0 ct state invalid goto {family}_flow"
+        for family, vips, _ in families
+    ]
     lines.append("\t}")
-    for family, field in (("ip", "ttl"), ("ip6", "hoplimit")):
+    for family, _, field in families:
         lines.append(f"\tchain {family}_flow {{")
         if others:
             lines.append(f"\t\tether saddr @members goto {family}_passed")
