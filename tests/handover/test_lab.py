@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from akocore.lab.topology import Topology
-from frr.conftest import Lab
+from frr.conftest import PREFIX, Lab
 from handover.rig import CLIENT, CLIENT_CODE, SERVER_CODE, VIP, Client, says, until
 
 pytestmark = pytest.mark.real
@@ -80,3 +82,31 @@ async def test_a_lab_without_handover_has_no_rules(lab: Lab) -> None:
         assert await topology.namespaces.run("se-1", ["nft", "list", "ruleset"]) == ""
         rules = await topology.namespaces.run("se-1", ["ip", "rule"])
         assert rules.splitlines()[0] == "0:\tfrom all lookup local"
+
+
+def test_the_labs_commands_keep_the_rings_of_a_lab_with_handover(lab: Lab, directory: Path) -> None:
+    akocore = [sys.executable, "-m", "akocore", "lab"]
+    prefix = f"{PREFIX}ho-"
+
+    def run(*words: str) -> str:
+        command = [*akocore, *words, "--state", str(directory / "lab")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def members(name: str) -> int:
+        """Others that it hands packets to, and takes them from."""
+        words = ["nft", "-j", "list", "set", "inet", "akocore_handover", "members"]
+        inside = ["nsenter", f"--net=/run/netns/{prefix}{name}", "--"]
+        shown = subprocess.run([*inside, *words], capture_output=True, text=True, check=True).stdout
+        return shown.count(":", shown.index('"elem"')) // 5 if '"elem"' in shown else 0
+
+    try:
+        run("up", "--se", "1", "--vip", VIP, "--handover", "--prefix", prefix)
+        assert members("se-1") == 0
+        run("scale", "--out")
+        assert [members(name) for name in ("se-1", "se-2")] == [1, 1]
+        run("kill", "se-2")
+        assert members("se-1") == 0
+    finally:
+        run("down", "--prefix", prefix)
