@@ -132,7 +132,7 @@ class Handover:
             if (wait_s := min(poll_s, deadline - loop.time())) <= 0:
                 break
             await asyncio.sleep(wait_s)
-        _log.info("event=handover_drained at=%s left=%d", self._file.parent.name, left)
+        _log.info("event=handover_drained at=%s left=%d", self._file.stem, left)
         return left
 
     # ─── the kernel
