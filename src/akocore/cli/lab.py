@@ -47,11 +47,12 @@ def _guarded(action: Callable[[], None]) -> None:
     from akocore.engines.frr.process import FrrError
     from akocore.engines.frr.session import SessionError
     from akocore.engines.frr.vty import VtyError
+    from akocore.engines.handover import HandoverError
     from akocore.lab.namespaces import LabError
 
     try:
         action()
-    except (AddressError, FrrError, LabError, SessionError, VtyError) as err:
+    except (AddressError, FrrError, HandoverError, LabError, SessionError, VtyError) as err:
         typer.echo(f"akocore: {err}", err=True)
         raise typer.Exit(1) from err
 
@@ -62,6 +63,7 @@ def _with(
     action: Callable[[Topology], Coroutine[Any, Any, None]],
     *,
     new: str = "",
+    handover: bool = False,
 ) -> None:
     """``action`` on the lab of ``state``; ``new``: on a new one, whose namespaces begin so."""
     import asyncio
@@ -74,7 +76,7 @@ def _with(
     async def run() -> None:
         frr = find_frr(frr_dir)
         if new:
-            topology = Topology(directory, frr, Plan(prefix=new))
+            topology = Topology(directory, frr, Plan(prefix=new, handover=handover))
         else:
             topology = Topology.open(directory, frr)
         try:
@@ -114,6 +116,9 @@ def up(
     state: StateOption = None,
     frr_dir: FrrOption = None,
     prefix: PrefixOption = "ako-",
+    handover: Annotated[
+        bool, typer.Option("--handover", help="no connection breaks when Service Engines change")
+    ] = False,
 ) -> None:
     """Bring the lab up: client, upstream router, Service Engines that announce the VIPs, pods."""
     import time
@@ -133,7 +138,7 @@ def up(
             took = time.perf_counter() - start
             typer.echo(f"{one} has {se} next hops in the router's kernel after {took:.2f} s")
 
-    _with(state, frr_dir, action, new=prefix)
+    _with(state, frr_dir, action, new=prefix, handover=handover)
 
 
 @lab.command()

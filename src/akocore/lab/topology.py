@@ -30,6 +30,7 @@ from akocore.engines.frr.config import RouterConfig, Vip
 from akocore.engines.frr.observe import BfdSession, Observed, bfd_sessions
 from akocore.engines.frr.process import Frr, Router, end
 from akocore.engines.frr.session import Session, observe
+from akocore.engines.handover import Handover, Member, Ring, bring, looks_back
 from akocore.kube.objects import AddressRange, BgpPeer, BgpProfile, NetworkSpec
 from akocore.lab.namespaces import LabError, Namespaces
 from akocore.lab.upstream import NextHop, Upstream, bfd_table, next_hops, render, route_table
@@ -72,7 +73,8 @@ _WALKTHROUGH_V6 = NetworkSpec(
 class Plan(Struct, frozen=True, kw_only=True, rename="camel"):
     """What a lab is made of.  Each network's first peer is the upstream router.
 
-    A network whose VIPs nobody has is not spoken of by BGP.
+    A network whose VIPs nobody has is not spoken of by BGP.  With ``handover`` no connection
+    breaks when Service Engines come and go; see `akocore.engines.handover`.
     """
 
     prefix: str = "ako-"
@@ -85,6 +87,7 @@ class Plan(Struct, frozen=True, kw_only=True, rename="camel"):
     upstream: Upstream = Upstream(ranges=("10.10.16.192/27", "fd00:10:10:16::/64"))
     passwords: dict[str, str] = {}  # of Secrets, by "namespace/name"
     seed: int = 5000_6000  # of the upstream kernel's hash; kernels before 6.11 have none
+    handover: bool = False
 
 
 class EngineState(StrEnum):
@@ -112,6 +115,10 @@ class _Lab(Struct, frozen=True, kw_only=True, rename="camel"):
     engines: tuple[Engine, ...] = ()
 
 
+class _Link(Struct):
+    address: str
+
+
 class Topology:
     """One lab.  ``directory`` is its own; sockets in it want a short name.
 
@@ -125,6 +132,7 @@ class Topology:
         self._lab = _Lab(plan=plan or Plan())
         self.namespaces = Namespaces(self.plan.prefix)
         self.sessions: dict[str, Session] = {}
+        self._handovers: dict[str, Handover] = {}
         self.upstream = self._router(UPSTREAM)
 
     @classmethod
@@ -175,7 +183,9 @@ class Topology:
             await self._lay()
             await self.upstream.start(render(self.plan.upstream))
             _check_running(UPSTREAM, self.upstream)
-            await _all(self._add(number) for number in range(1, engines + 1))
+            await _all(self._connect(number) for number in range(1, engines + 1))
+            await self._hand_over([f"se-{number}" for number in range(1, engines + 1)])
+            await _all(self._start(number) for number in range(1, engines + 1))
         except BaseException:
             await self.down()
             raise
@@ -200,17 +210,37 @@ class Topology:
         taken = {engine.number for engine in self._lab.engines}
         engine = Engine(number=next(n for n in range(1, len(taken) + 2) if n not in taken))
         try:
-            await self._add(engine.number)
+            await self._connect(engine.number)
+            there = self._up()
+            await self._hand_over([*there, engine.name], there)
+            await self._start(engine.number)
         except BaseException:
             await self._drop(engine.name)
+            await self._hand_over(self._up())
             raise
         self._remember(engines=(*self._lab.engines, engine))
         return engine.name
 
-    async def remove_se(self, name: str, *, drain_s: float = 1.0, hold_s: float = 1.0) -> None:
-        """Take a Service Engine away without losing a packet; see `Session.leave`."""
+    async def remove_se(
+        self, name: str, *, drain_s: float = 1.0, hold_s: float = 1.0, flows_s: float = 60.0
+    ) -> None:
+        """Take a Service Engine away without losing a packet; see `Session.leave`.
+
+        With handover it stays, without a route, till its last connection is over, at most for
+        ``flows_s`` more.
+        """
         if self._engine(name).state is EngineState.UP:
-            await (await self.session(name)).leave(drain_s=drain_s, hold_s=hold_s)
+            there = self._up()
+            others = [other for other in there if other != name]
+
+            async def flows_are_over() -> None:
+                if self.plan.handover:
+                    await self.handover(name).drained(self.vips, flows_s)
+                    await self._hand_over(others)
+
+            await self._hand_over(there, there, others)
+            session = await self.session(name)
+            await session.leave(drain_s=drain_s, hold_s=hold_s, until=flows_are_over)
         await self._drop(name)
         self._remember(engines=tuple(e for e in self._lab.engines if e.name != name))
 
@@ -220,19 +250,25 @@ class Topology:
         if (session := self.sessions.pop(name, None)) is not None:
             session.release()
         end(self.directory / name)
+        there = self._up()
         self._set_state(name, EngineState.KILLED)
+        await self._hand_over(self._up(), there)
 
     async def cut_se(self, name: str) -> None:
         """Take it off the network: its port of the switch goes down, its processes run on."""
         self._engine(name)
         await self.namespaces.ip(SWITCH, [f"link set {name} down"])
+        there = self._up()
         self._set_state(name, EngineState.CUT)
+        await self._hand_over(self._up(), there)
 
     async def heal_se(self, name: str) -> None:
         """Undo `kill_se` and `cut_se`."""
         self._engine(name)
-        await self.namespaces.ip(SWITCH, [f"link set {name} up"])
+        there = self._up()
         self._set_state(name, EngineState.UP)
+        await self._hand_over(self._up(), there)
+        await self.namespaces.ip(SWITCH, [f"link set {name} up"])
         await (await self.session(name)).apply(self.config(self.engines[name]))
 
     async def set_vips(self, vips: Collection[str]) -> None:
@@ -240,16 +276,17 @@ class Topology:
         for vip in vips:
             self._network_of(vip)
         self._remember(vips=tuple(vips))
+        await self._hand_over(self._up())
         for name, engine in self.engines.items():
             if engine.state is EngineState.UP:
                 await (await self.session(name)).apply(self.config(engine))
 
     async def withdraw(self, vip: str, *, drain_s: float = 1.0, hold_s: float = 1.0) -> None:
         """Take a VIP off every Service Engine that is up; see `Session.withdraw`."""
-        up = [e.name for e in self.engines.values() if e.state is EngineState.UP]
-        sessions = [await self.session(name) for name in up]
+        sessions = [await self.session(name) for name in self._up()]
         await asyncio.gather(*(s.withdraw([vip], drain_s=drain_s, hold_s=hold_s) for s in sessions))
         self._remember(vips=tuple(v for v in self.vips if ip_address(v) != ip_address(vip)))
+        await self._hand_over(self._up())
 
     async def session(self, name: str) -> Session:
         """The session of a Service Engine that is up; its daemons are adopted, or started."""
@@ -261,6 +298,13 @@ class Topology:
             await session.start(self.config(engine))
             self.sessions[name] = session
         return self.sessions[name]
+
+    def handover(self, name: str) -> Handover:
+        """What hands flows of a Service Engine over."""
+        if name not in self._handovers:
+            file = self.directory / f"{name}-handover.json"
+            self._handovers[name] = Handover(file, self.namespaces.path(name))
+        return self._handovers[name]
 
     def config(self, engine: Engine) -> RouterConfig:
         """What the router of a Service Engine must do."""
@@ -433,9 +477,8 @@ class Topology:
         }
         await asyncio.gather(*(self.namespaces.sysctl(name, values) for name in names))
 
-    async def _add(self, number: int) -> None:
-        engine = Engine(number=number)
-        name = engine.name
+    async def _connect(self, number: int) -> None:
+        name = Engine(number=number).name
         addresses = [
             f"addr add {self.address(number, network)}/{ip_network(spec.subnet).prefixlen}"
             f" dev eth0 nodad"
@@ -477,10 +520,46 @@ class Topology:
                 ],
             ),
         )
-        session = Session(self._router(name))
-        self.sessions[name] = session
+
+    async def _start(self, number: int) -> None:
+        engine = Engine(number=number)
+        session = Session(self._router(engine.name))
+        self.sessions[engine.name] = session
         await session.start(self.config(engine))
-        _check_running(name, session.router)
+        _check_running(engine.name, session.router)
+
+    async def _hand_over(
+        self,
+        members: Sequence[str],
+        before: Sequence[str] = (),
+        after: Sequence[str] | None = None,
+    ) -> None:
+        """Have ``members`` hand flows over to each other, before routes change to ``after``.
+
+        ``after``: None: ``members``.  Without ``before`` each goes on to ask the side that it does.
+        """
+        if not self.plan.handover:
+            return
+        ring = await asyncio.gather(*(self._member(name) for name in _in_order(members)))
+        old, new = (_in_order(names) for names in (before, members if after is None else after))
+
+        wanted = {}
+        for name in _in_order(members):
+            last = self.handover(name).ring
+            back = looks_back(name, old, new) if old else last is not None and last.back
+            wanted[name] = Ring(me=name, members=tuple(ring), vips=self.vips, back=back)
+        if wanted:
+            await bring(self._handovers, wanted)
+
+    async def _member(self, name: str) -> Member:
+        number = int(name.removeprefix("se-"))
+        shown = await self.namespaces.run(name, ["ip", "-j", "link", "show", "eth0"])
+        (link,) = msgspec.json.decode(shown, type=list[_Link])
+        at: dict[int, str] = {}
+        for network in self.plan.networks:
+            address = self.address(number, network)
+            at.setdefault(ip_address(address).version, address)
+        return Member(name=name, addresses=tuple(at.values()), mac=link.address)
 
     async def _drop(self, name: str) -> None:
         if (session := self.sessions.pop(name, None)) is not None:
@@ -488,6 +567,7 @@ class Topology:
         await self.namespaces.remove([name])
         end(self.directory / name)
         shutil.rmtree(self.directory / name, ignore_errors=True)
+        (self.directory / f"{name}-handover.json").unlink(missing_ok=True)
 
     # ─── small things
 
@@ -500,6 +580,9 @@ class Topology:
         except KeyError:
             there = ", ".join(self.engines) or "none"
             raise LabError(f"there is no Service Engine {name}; there is {there}.") from None
+
+    def _up(self) -> list[str]:
+        return [e.name for e in self.engines.values() if e.state is EngineState.UP]
 
     def _spoken_of(self) -> list[str]:
         """Networks that Service Engines announce: the first, and those of VIPs."""
@@ -541,6 +624,11 @@ class Topology:
         part.write_bytes(msgspec.json.format(msgspec.json.encode(self._lab)))
         part.chmod(0o600)
         part.replace(self.directory / "lab.json")
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """By number, and so by address, as the router's kernel has its next hops."""
+    return sorted(names, key=lambda name: int(name.removeprefix("se-")))
 
 
 def _check_running(name: str, router: Router) -> None:

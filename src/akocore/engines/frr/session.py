@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from ipaddress import ip_address
 
 import msgspec
@@ -135,17 +135,25 @@ class Session:
         return done
 
     async def withdraw(
-        self, addresses: Collection[str], *, drain_s: float = 1.0, hold_s: float = 1.0
+        self,
+        addresses: Collection[str],
+        *,
+        drain_s: float = 1.0,
+        hold_s: float = 1.0,
+        until: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """Take VIPs off this Service Engine without losing a packet that is on its way.
 
         For ``drain_s`` they are announced as about to go, and routers that have another way
-        use that (RFC 8326); then they are withdrawn, and answer for ``hold_s`` more.
+        use that (RFC 8326); then they are withdrawn, and answer for ``hold_s`` more, and on
+        till ``until`` returns: till flows that others hand over are at their end.
         """
         mine = {str(ip_address(a)) for a in addresses}
         for state, wait_s in ((VipState.DRAINING, drain_s), (VipState.HELD, hold_s)):
             await self._change(mine, state)
             await asyncio.sleep(wait_s)
+        if until is not None:
+            await until()
         await self._change(mine, None)
 
     async def _change(self, addresses: Collection[str], state: VipState | None) -> None:
@@ -161,13 +169,20 @@ class Session:
             ]
             await self._apply(msgspec.structs.replace(config, vips=tuple(vips)))
 
-    async def leave(self, *, drain_s: float = 1.0, hold_s: float = 1.0) -> None:
+    async def leave(
+        self,
+        *,
+        drain_s: float = 1.0,
+        hold_s: float = 1.0,
+        until: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         """Withdraw everything as `withdraw` does, and stop."""
         if self.config is not None:
             async with self._turn:
                 await self._apply(msgspec.structs.replace(self.config, graceful_shutdown=True))
             await asyncio.sleep(drain_s)
-            await self.withdraw([vip.address for vip in self.config.vips], drain_s=0, hold_s=hold_s)
+            vips = [vip.address for vip in self.config.vips]
+            await self.withdraw(vips, drain_s=0, hold_s=hold_s, until=until)
         await self.stop()
 
     async def stop(self) -> None:

@@ -1,0 +1,210 @@
+"""A Service Engine's handover: its rules in a network namespace, and the flows that it owns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from akocore.engines.frr.process import in_namespace
+from akocore.engines.handover.plan import TABLE, Ring, Rule, batch, delta, steps, sysctls, undo
+
+__all__ = ["Counters", "Handover", "HandoverError", "bring"]
+
+_log = logging.getLogger(__name__)
+
+
+class HandoverError(Exception):
+    """The kernel refused a rule or a setting; the text says which and why."""
+
+
+class _State(Struct):
+    """What must be known after a crash.  ``before``: settings as they were."""
+
+    before: dict[str, str] = {}
+    ring: Ring | None = None  # None: the packet filter may be any
+
+
+class Counters(Struct, frozen=True):
+    """Packets since the rules were written as a whole.
+
+    ``begun``: foreign ones that the router brought; ``passed``: those that another member handed
+    here and that went on; ``unowned``: those that nobody owns, so that they ended here.
+    """
+
+    begun: int = 0
+    passed: int = 0
+    unowned: int = 0
+
+
+class _Counter(Struct):
+    name: str
+    packets: int
+
+
+class _Shown(Struct):
+    counter: _Counter | None = None
+
+
+class _Answer(Struct):
+    nftables: list[_Shown]
+
+
+class Handover:
+    """That of one Service Engine in ``namespace`` (None: ours); ``file``: what it remembers.
+
+    One call at a time goes on; others wait.
+    """
+
+    def __init__(self, file: Path, namespace: Path | None = None) -> None:
+        self._file = file
+        self._namespace = namespace
+        self._turn = asyncio.Lock()
+
+    @property
+    def ring(self) -> Ring | None:
+        """What was applied last, also by an earlier process; None: nothing, or half of it."""
+        return self._read().ring
+
+    async def apply(self, ring: Ring) -> None:
+        """Bring the kernel to ``ring``.  Raises `HandoverError`; then apply again.
+
+        Settings and routes come before the packet filter, which changes in one transaction: no
+        packet is marked for a table that isn't there.  Cost: some 30 ms, most of it processes.
+        """
+        async with self._turn:
+            state = self._read()
+            wanted = sysctls(ring)
+            if missing := [key for key in wanted if key not in state.before]:
+                state.before |= await self._settings(missing)
+            changes = delta(state.ring if await self._has_table() else None, ring)
+            self._write(_State(state.before, None))
+            await self._set(wanted)
+            for version in (4, 6):
+                lines = batch(ring, version, await self._rules(version))
+                await self._ip(version, lines)
+            if changes:
+                await self._nft(changes)
+            self._write(_State(state.before, ring))
+            _log.info(
+                "event=handover_applied se=%s members=%d vips=%d back=%s",
+                *(ring.me, len(ring.members), len(ring.vips), ring.back),
+            )
+
+    async def remove(self) -> None:
+        """Leave the kernel as it was before the first `apply`, wherever that one ended."""
+        async with self._turn:
+            await self._nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+            for version in (4, 6):
+                await self._ip(version, undo(version, await self._rules(version)))
+            before = self._read().before
+            await self._set(dict(reversed(before.items())))
+            self._file.unlink(missing_ok=True)
+
+    async def counters(self) -> Counters:
+        """What the packet filter counted."""
+        out = await self._run(["nft", "-j", "list", "counters", "table", "inet", TABLE])
+        found = msgspec.json.decode(out, type=_Answer).nftables
+        return Counters(**{s.counter.name: s.counter.packets for s in found if s.counter})
+
+    async def owned(self, vip: str) -> int:
+        """How many flows of a VIP this Service Engine owns: its TCP sockets that may get data.
+
+        Sockets, not entries of connection tracking: of a process that ended these stay for days.
+        """
+        ip = ip_address(vip)
+        words = ["ss", "-Htn", f"-{ip.version}", "exclude", "listening", "exclude", "closed"]
+        source = f"[{ip}]" if ip.version == 6 else str(ip)
+        out = await self._run([*words, "exclude", "time-wait", "src", source])
+        return len(out.splitlines())
+
+    async def drained(self, vips: Collection[str], within_s: float, poll_s: float = 0.1) -> int:
+        """Wait until no flow of ``vips`` is left, at most ``within_s``; how many are left."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while left := sum([await self.owned(vip) for vip in vips]):
+            if (wait_s := min(poll_s, deadline - loop.time())) <= 0:
+                break
+            await asyncio.sleep(wait_s)
+        _log.info("event=handover_drained at=%s left=%d", self._file.stem, left)
+        return left
+
+    # ─── the kernel
+
+    async def _rules(self, version: int) -> list[Rule]:
+        out = await self._run(["ip", f"-{version}", "-j", "rule", "show"])
+        return msgspec.json.decode(out or b"[]", type=list[Rule])
+
+    async def _ip(self, version: int, lines: Sequence[str]) -> None:
+        flushes = [line for line in lines if line.startswith("route flush")]
+        if rest := [line for line in lines if line not in flushes]:
+            await self._run(["ip", f"-{version}", "-batch", "-"], "\n".join(rest))
+        if flushes:  # of a table that never was: an error that means nothing
+            with contextlib.suppress(HandoverError):
+                await self._run(["ip", f"-{version}", "-force", "-batch", "-"], "\n".join(flushes))
+
+    async def _has_table(self) -> bool:
+        out = await self._run(["nft", "list", "tables", "inet"])
+        return f"table inet {TABLE}".encode() in out.splitlines()
+
+    async def _nft(self, text: str) -> None:
+        await self._run(["nft", "-f", "-"], text)
+
+    async def _settings(self, keys: Collection[str]) -> dict[str, str]:
+        out = await self._run(["cat", *(f"/proc/sys/{key}" for key in keys)])
+        return dict(zip(keys, out.decode().split(), strict=True))
+
+    async def _set(self, values: dict[str, str]) -> None:
+        script = 'while read -r f v; do echo "$v" >"$f" || exit 1; done'
+        lines = "".join(f"/proc/sys/{key} {value}\n" for key, value in values.items())
+        await self._run(["sh", "-c", script], lines)
+
+    async def _run(self, words: Sequence[str], stdin: str = "") -> bytes:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *in_namespace(self._namespace, words),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as err:
+            raise HandoverError(
+                f"{err.filename} can't be run. Install nftables, iproute2 and util-linux."
+            ) from err
+        out, said = await process.communicate(stdin.encode())
+        if process.returncode:
+            text = " ".join(said.decode("utf-8", "replace").split())
+            raise HandoverError(f"{' '.join(words)}: {text or 'failed'}")
+        return out
+
+    # ─── what it remembers
+
+    def _read(self) -> _State:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=_State)
+        except (OSError, msgspec.MsgspecError):
+            return _State()
+
+    def _write(self, state: _State) -> None:
+        part = self._file.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(state))
+        part.replace(self._file)
+
+
+async def bring(handovers: Mapping[str, Handover], wanted: Mapping[str, Ring]) -> None:
+    """Bring all members of a ring, by name, to what each is to know, without a packet that misses.
+
+    All of them, or `HandoverError`; then no route may change yet: bring them there again.
+    """
+    there = {name: ring for name in wanted if (ring := handovers[name].ring) is not None}
+    for step in steps(there, wanted) or [dict(wanted)]:
+        done = (handovers[name].apply(ring) for name, ring in step.items())
+        for outcome in await asyncio.gather(*done, return_exceptions=True):
+            if outcome is not None:
+                raise outcome

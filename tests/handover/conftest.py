@@ -1,0 +1,42 @@
+"""What the tests of the handover use: nftables, and namespaces of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from frr.conftest import directory, frr, lab
+from handover.rig import Rig
+
+__all__ = ["directory", "frr", "lab"]
+
+MakeRig = Callable[[int], AbstractAsyncContextManager[Rig]]
+
+
+@pytest.fixture(scope="session")
+def nft(require_real: Callable[[bool, str], None]) -> str:
+    require_real(os.geteuid() == 0, "root")
+    require_real(shutil.which("ip") is not None, "iproute2")
+    require_real(shutil.which("nft") is not None, "nftables")
+    return "nft"
+
+
+@pytest.fixture
+def rig(nft: str, tmp_path: Path) -> MakeRig:
+    """``async with rig(3) as running``."""
+
+    @asynccontextmanager
+    async def running(count: int) -> AsyncIterator[Rig]:
+        made = Rig(tmp_path, count)
+        try:
+            await made.up()
+            yield made
+        finally:
+            await made.down()
+
+    return running
