@@ -54,15 +54,15 @@ async def test_without_handover_the_same_changes_break_connections(rig: MakeRig)
         assert await client.tell("ping") > 10
 
 
-@pytest.mark.parametrize("vip", [VIP, VIP_6], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 async def test_a_packet_that_nobody_owns_gets_one_reset_when_all_have_seen_it(
-    rig: MakeRig, vip: str, count: int
+    rig: MakeRig, count: int
 ) -> None:
     async with rig(count) as running:
         await running.ring(*running.engines)
         await running.spread(*running.engines)
-        for times, ttl in enumerate((64, 66, 131, 255), start=1):  # a client may write any
+        sent = [(VIP, 64), (VIP, 66), (VIP_6, 131), (VIP_6, 66)]  # a client may write any TTL
+        for times, (vip, ttl) in enumerate(sent, start=1):
             assert await resets(running, 20, vip=vip, ttl=ttl) == list(range(30_000, 30_020))
             assert await running.counted() == {
                 "begun": 20 * times if count > 1 else 0,

@@ -221,9 +221,19 @@ def test_the_likely_owner_is_told_from_the_next_hops_before(
             ),
             "no Ethernet address",
         ),
+        (ring_of(2, vips=("fd00::1%} drop",)), "has a scope"),
+        (ring_of(2, also=("02:00; drop",)), "no Ethernet address"),
         (ring_of(2, vips=("10.0.0.1 }",)), "does not appear to be an IPv4 or IPv6 address"),
     ],
-    ids=["too many", "not a member", "a device", "an Ethernet address", "a VIP"],
+    ids=[
+        "too many",
+        "not a member",
+        "a device",
+        "an Ethernet address",
+        "a scope",
+        "one that comes",
+        "a VIP",
+    ],
 )
 def test_what_would_be_more_than_a_rule_is_an_error(ring: Ring, says: str) -> None:
     with pytest.raises(ValueError, match=says):

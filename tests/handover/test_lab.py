@@ -66,7 +66,7 @@ async def test_the_lab_scales_out_and_in_without_a_broken_connection(lab: Lab) -
             lost = await topology.handover("se-1").owned(VIP)
             others = [topology.handover(name) for name in ("se-3", "se-4")]
             begun = [(await handover.counters()).begun for handover in others]
-            await topology.cut_se("se-1")
+            await topology.kill_se("se-1")
             await topology.until_hops(VIP, 2)
             assert await client.tell("ping") == lost > 50
             after = [(await handover.counters()).begun for handover in others]

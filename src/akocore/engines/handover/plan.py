@@ -21,8 +21,11 @@ other, the kernel itself ends the packet by its TTL.
 
 **What is not covered**: UDP and QUIC; ICMP errors to a VIP, which the router may bring to another
 Service Engine than the flow's; Service Engines that are not on one Ethernet segment; connections
-that began before the rules were there (have them before the VIP is announced).  An SE that takes
-its routes from router advertisements needs `accept_ra=2`, since it forwards now.
+that began before the rules were there (have them before the VIP is announced); those that
+connection tracking forgets before TCP does: silent for five days, or half closed and silent for
+one minute (`nf_conntrack_tcp_timeout_close_wait`).  Each connection takes an entry of
+`nf_conntrack_max`.  An SE that takes its routes from router advertisements needs `accept_ra=2`,
+since it forwards now.
 
 Sources: Linux net/netfilter/nf_conntrack_proto_tcp.c (loose, liberal), net/core/fib_rules.c,
 Documentation/networking/nf_conntrack-sysctl.rst; nft(8), ip-rule(8).  GitHub's GLB Director has
@@ -171,9 +174,12 @@ def _checked(ring: Ring) -> tuple[Member, ...]:
         )
     if not _DEVICE.fullmatch(ring.device):
         raise ValueError(f"{ring.device!r} is no name of an interface")
-    for member in ring.members:
-        if not _MAC.fullmatch(member.mac):
-            raise ValueError(f"{member.mac!r} of {member.name} is no Ethernet address")
+    for mac in (*(member.mac for member in ring.members), *ring.also):
+        if not _MAC.fullmatch(mac):
+            raise ValueError(f"{mac!r} is no Ethernet address")
+    for address in (*ring.vips, *(a for member in ring.members for a in member.addresses)):
+        if "%" in str(ip_address(address)):  # a scope could be any text
+            raise ValueError(f"{address!r} has a scope")
     at = names.index(ring.me)
     return (*ring.members[at + 1 :], *ring.members[:at])
 
