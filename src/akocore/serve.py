@@ -458,7 +458,8 @@ class Serve:
         """What no event announces: a disk with room again, a free port, an expired certificate."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._upkeep_due.wait(), _UPKEEP_S)
+                async with asyncio.timeout(_UPKEEP_S):
+                    await self._upkeep_due.wait()
             self._upkeep_due.clear()
             await self._commit()
             self.ads.retry_listeners()

@@ -53,7 +53,7 @@ def _virtual_service(service: VirtualService) -> dict[str, object]:
     for (protocol, port), placed in sorted((service.listeners or {}).items()):
         pool = placed.model.pool
         listeners[f"{protocol}/{port}"] = (
-            {name: value for name, value in msgspec.to_builtins(pool).items() if value}
+            {name: value for name, value in msgspec.json.decode(msgspec.json.encode(pool)).items() if value}
             if pool is not None
             else None
         )

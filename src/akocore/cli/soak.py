@@ -55,7 +55,8 @@ class Web:
         for _ in range(2):
             old = address in self._kept
             try:
-                return await asyncio.wait_for(self._get(address, host, path), 10)
+                async with asyncio.timeout(10):
+                    return await self._get(address, host, path)
             except (OSError, asyncio.IncompleteReadError, TimeoutError):
                 self._drop(address)
                 if not old:

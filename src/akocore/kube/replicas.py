@@ -337,7 +337,8 @@ class Replicas:
         while True:
             left = self._wrote + self._duration_s / 3 - time.monotonic()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), max(left, 0))
+                async with asyncio.timeout(max(left, 0)):
+                    await self._due.wait()
             while (left := self._not_before() - time.monotonic()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(min(left, _GAP_S))  # whether somebody waits has no event
             self._next = max(self._next, time.monotonic() - _BURST * _GAP_S) + _GAP_S

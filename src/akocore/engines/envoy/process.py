@@ -569,7 +569,8 @@ class Engines:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(slot.pidfd, number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(slot.gone.wait(), patience_s)
+                async with asyncio.timeout(patience_s):
+                    await slot.gone.wait()
 
     async def _until_ready(self, name: str) -> None:
         admin = self.admin(name)
