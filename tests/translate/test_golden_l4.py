@@ -51,11 +51,9 @@ def _said(refusal: Refusal) -> dict[str, object]:
 def _virtual_service(service: VirtualService) -> dict[str, object]:
     listeners: dict[str, object] = {}
     for (protocol, port), placed in sorted((service.listeners or {}).items()):
-        pool = placed.model.pool
+        pool = msgspec.json.decode(msgspec.json.encode(placed.model.pool))
         listeners[f"{protocol}/{port}"] = (
-            {name: value for name, value in msgspec.json.decode(msgspec.json.encode(pool)).items() if value}
-            if pool is not None
-            else None
+            {name: value for name, value in pool.items() if value} if pool is not None else None
         )
     shown = {
         "vip": service.shown.address if service.shown else None,
