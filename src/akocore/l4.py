@@ -422,6 +422,22 @@ class L4:
                 out += [r for r in refused.get(at, ()) if r.object == object_]
         return out
 
+    def names(self, vs: str, address: str) -> bool:
+        """Whether a status names an address of a virtual service of L4.  Cost: its Services."""
+        front = self._owners.get(vs)
+        if front is None:
+            return False
+        if front.kind == "Gateway":
+            gateway = cast(Gateway, self._store.all("Gateway")[front.key])
+            if any(one.value == address for one in gateway.status.addresses):
+                return True
+        return any(
+            point.ip == address
+            for key in self.services_of(front)
+            if (service := self._store.service(key)) is not None
+            for point in service.status.load_balancer.ingress
+        )
+
     def touch_front(self, vs: str, *, members: bool = True) -> None:
         """The objects of a virtual service may say something else now."""
         front = self._owners.get(vs)

@@ -575,7 +575,7 @@ class Reconciler:
             self.placement.forget_absent(self.hosts)
 
     def is_named(self, move: Move) -> bool:
-        """Whether the status of an Ingress still names a place that the move leaves."""
+        """Whether the status of an object still names a place that the move leaves."""
         places: list[tuple[str, str]] = []
         for host, vs in move.hosts:
             placed = self.hosts.get(host)
@@ -585,6 +585,8 @@ class Reconciler:
             service = self.placement.services.get(vs)
             if service is not None and self._left(service, home, move):
                 places += [(host, home.address) for host in service.hosts]
+                if service.listeners is not None and self.l4.names(vs, home.address):
+                    return True
         return any(
             point.hostname == host and point.ip == address
             for host, address in places

@@ -503,7 +503,8 @@ class Serve:
     @property
     def waits(self) -> bool:
         """Whether something is to be shown when the engines have it."""
-        return bool(self._moving) or any(self._to_show.values())
+        shown = (*self._to_show.values(), *self._to_show_l4.values())
+        return bool(self._moving) or any(shown)
 
     @property
     def engine_names(self) -> set[str]:

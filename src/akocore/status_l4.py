@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from akocore.engines.envoy.ads import Engine
+from akocore.engines.envoy.ads import Elsewhere, Engine
 from akocore.engines.envoy.l4 import l4_name
 from akocore.engines.envoy.resources import CDS, LDS, cluster_name
 from akocore.kube.objects import Gateway, GatewayClass, Service
@@ -53,8 +53,8 @@ class ListenerState(Struct, frozen=True):
 # ── what the engines say ────────────────────────────────────────────────────────────────────
 
 
-def _answering(at: Reconciler, home: Home) -> list[Engine]:
-    return [e for e in at.ads.engines.values() if e.group == home.group and e.answers]
+def _answering(at: Reconciler, home: Home) -> list[Engine | Elsewhere]:
+    return [e for e in at.ads.fleet.values() if e.group == home.group and e.answers]
 
 
 def programmed(at: Reconciler, service: VirtualService, place: At) -> bool:
@@ -75,7 +75,7 @@ def programmed(at: Reconciler, service: VirtualService, place: At) -> bool:
 def _rejections(at: Reconciler, service: VirtualService, place: At) -> list[str]:
     """What engines say of a listener, or of the cluster behind it, that they refuse."""
     placed = (service.listeners or {}).get(place)
-    rejecting = [engine for engine in at.ads.engines.values() if engine.rejected]
+    rejecting = [engine for engine in at.ads.fleet.values() if engine.rejected]
     if placed is None or not rejecting:
         return []
     wanted = {(LDS, name) for _, name in placed.names}
@@ -90,7 +90,7 @@ def _rejections(at: Reconciler, service: VirtualService, place: At) -> list[str]
 
 def rejected(at: Reconciler) -> list[tuple[str, At]]:
     """(virtual service, listener) of which an engine refuses something.  Cost: all listeners."""
-    refused = {one for engine in at.ads.engines.values() for one in engine.rejected}
+    refused = {one for engine in at.ads.fleet.values() for one in engine.rejected}
     if not refused:
         return []
     out = []
@@ -184,7 +184,7 @@ def gateway_refusals(at: Reconciler, key: str) -> list[Refusal]:
     out += _vip_refusals(at, front, object_)
     served = at.l4.fronts.get(front)
     service = at.placement.services.get(served.vs) if served is not None else None
-    if service is not None and any(engine.rejected for engine in at.ads.engines.values()):
+    if service is not None and any(engine.rejected for engine in at.ads.fleet.values()):
         for place, listener in seen.listeners.items():
             out += [
                 Refusal(object=object_, field=listener.field, reason="EngineRejected", remedy=said)

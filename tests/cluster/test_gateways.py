@@ -268,10 +268,8 @@ async def test_a_controller_killed_and_started_again_writes_no_status_that_is_th
     assert await walk.answers("127.10.16.232", 80) == 200
 
 
-async def test_gateways_are_served_from_when_their_definitions_come(
-    bare: ControlPlane, tmp_path: Path, endpoint: str
-) -> None:
-    controller = Controller(tmp_path, bare, endpoint)
+async def test_gateways_are_served_from_when_their_definitions_come(bare: Controller) -> None:
+    controller, plane = bare, bare.plane
     controller.config = CONFIG
     walk = Walk(controller)
     definitions = crds.crds()
@@ -282,15 +280,14 @@ async def test_gateways_are_served_from_when_their_definitions_come(
         controller.apply(orjson.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
 
     apply([*(one for one in definitions if one not in later), *crds.access()])
-    bare.bind_controller()
+    plane.bind_controller()
     await controller.start()
     await controller.until_ready()
     apply(later)
-    bare.kubectl("wait", "--for=condition=Established", "crd", "gateways.networking.x-k8s.io")
+    plane.kubectl("wait", "--for=condition=Established", "crd", "gateways.networking.x-k8s.io")
     walk.apply(CLASS)
     walk.apply(gateway(80))
     await walk.until(walk.ready, 20)
-    await controller.stop()
 
 
 async def test_a_follower_serves_the_same_vip_and_moves_it_when_it_leads(

@@ -291,40 +291,40 @@ async def test_a_bad_edit_of_an_address_leaves_the_gateway_where_it_is(walked: L
 @pytest.mark.parametrize(
     ("text", "kind", "name", "reason"),
     [
-        (gateway("TCP/80", name="bad", cls="none"), "Gateway", "bad", "NoSuchGatewayClass"),
-        (gateway("HTTP/80", name="bad"), "Gateway", "bad", "UnsupportedProtocol"),
-        (gateway("TCP/80", "TCP/80", name="bad"), "Gateway", "bad", "PortConflict"),
+        (gateway("TCP/80", name="wrong", cls="none"), "Gateway", "wrong", "NoSuchGatewayClass"),
+        (gateway("HTTP/80", name="wrong"), "Gateway", "wrong", "UnsupportedProtocol"),
+        (gateway("TCP/80", "TCP/80", name="wrong"), "Gateway", "wrong", "PortConflict"),
         (
-            gateway("TCP/80", name="bad").replace("gateway-name: bad", "gateway-name: other"),
-            *("Gateway", "bad", "SelectorMismatch"),
+            gateway("TCP/80", name="wrong").replace("gateway-name: wrong", "gateway-name: other"),
+            *("Gateway", "wrong", "SelectorMismatch"),
         ),
         (
             CLASS.replace("critical-gwc", "odd").replace("kind: AviInfra", "kind: Other")
             + "---\n"
-            + gateway("TCP/80", name="bad", cls="odd"),
-            *("Gateway", "bad", "InvalidParameters"),
+            + gateway("TCP/80", name="wrong", cls="odd"),
+            *("Gateway", "wrong", "InvalidParameters"),
         ),
         (
-            service("bad", "TCP/80", to=[], gateway="nowhere"),
-            *("Service", "bad", "GatewayNotFound"),
+            service("wrong", "TCP/80", to=[], gateway="nowhere"),
+            *("Service", "wrong", "GatewayNotFound"),
         ),
         (
-            service("bad", "TCP/80", to=[], gateway="avi-alb-gw"),
-            *("Service", "bad", "PortConflict"),
+            service("wrong", "TCP/80", to=[], gateway="avi-alb-gw"),
+            *("Service", "wrong", "PortConflict"),
         ),
         (
-            service("bad", "TCP/99", to=[], gateway="avi-alb-gw"),
-            *("Service", "bad", "NoMatchingListener"),
+            service("wrong", "TCP/99", to=[], gateway="avi-alb-gw"),
+            *("Service", "wrong", "NoMatchingListener"),
         ),
         (
-            service("bad", "TCP/80", to=[], spec="loadBalancerIP: 1.2.3.4"),
-            *("Service", "bad", "AddressOutsideNetwork"),
+            service("wrong", "TCP/80", to=[], spec="loadBalancerIP: 1.2.3.4"),
+            *("Service", "wrong", "AddressOutsideNetwork"),
         ),
         (
-            service("bad", "TCP/80", to=[], spec="loadBalancerSourceRanges: [nobody]"),
-            *("Service", "bad", "InvalidSourceRange"),
+            service("wrong", "TCP/80", to=[], spec="loadBalancerSourceRanges: [nobody]"),
+            *("Service", "wrong", "InvalidSourceRange"),
         ),
-        (service("bad", "SCTP/80", to=[]), "Service", "bad", "UnsupportedProtocol"),
+        (service("wrong", "SCTP/80", to=[]), "Service", "wrong", "UnsupportedProtocol"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isalpha() else "",
 )
@@ -332,12 +332,12 @@ async def test_what_is_wrong_with_one_object_hurts_no_other(
     walked: L4House, text: str, kind: str, name: str, reason: str
 ) -> None:
     vip = walked.external("hello")
-    walked.write("bad.yaml", text)
+    walked.write("wrong.yaml", text)
     said = await walked.until_refused(kind, name, reason)
     assert said.partition(": ")[2]
     assert await walked.who(vip, 80) == "hello"
     assert walked.external("hello") == vip
-    (walked.house.directory / "bad.yaml").unlink()
+    (walked.house.directory / "wrong.yaml").unlink()
     await walked.until(lambda: not walked.refused(kind, name))
     assert walked.refused("Gateway", "avi-alb-gw") == {}
     assert walked.at.ads.nacks == 0
@@ -397,7 +397,7 @@ async def test_a_killed_akocore_keeps_the_vips_and_tells_them_by_get_and_explain
     running.write("class.yaml", CLASS)
     running.write("gateway.yaml", gateway("TCP/80", "UDP/53"))
     running.write("hello.yaml", service("hello", "TCP/80", to=[server.at], gateway="avi-alb-gw"))
-    running.write("bad.yaml", service("bad", "TCP/81", to=[], gateway="avi-alb-gw"))
+    running.write("wrong.yaml", service("wrong", "TCP/81", to=[], gateway="avi-alb-gw"))
 
     async def served() -> str:
         async with asyncio.timeout(20):
@@ -420,16 +420,16 @@ async def test_a_killed_akocore_keeps_the_vips_and_tells_them_by_get_and_explain
             vip,
             "TCP/80,UDP/53",
         ]
-        table = await asyncio.to_thread(_akocore, running, "get", "svc", "bad")
+        table = await asyncio.to_thread(_akocore, running, "get", "svc", "wrong")
         assert table.split()[-1] == "NoMatchingListener"
         tree = await asyncio.to_thread(_akocore, running, "explain", "gateway/avi-alb-gw")
         assert f"VIP {vip} (given by IPAM)" in tree
         assert "UDP/53 → nobody" in tree
         assert f"default/hello/80 [127.0.0.1:{server.at[1]}]" in tree
-        tree = await asyncio.to_thread(_akocore, running, "explain", "service/bad")
+        tree = await asyncio.to_thread(_akocore, running, "explain", "service/wrong")
         assert "NoMatchingListener spec.ports[0].port" in tree
         await running.kill()
-        (running.directory / "bad.yaml").unlink()
+        (running.directory / "wrong.yaml").unlink()
         for name in ("a-new-one", "another"):  # that might take the address
             running.write(f"{name}.yaml", service(name, "TCP/80", to=[server.at]))
         reader, writer = await asyncio.open_connection(vip, 80 + OFFSET)

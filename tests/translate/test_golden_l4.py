@@ -51,10 +51,8 @@ def _said(refusal: Refusal) -> dict[str, object]:
 def _virtual_service(service: VirtualService) -> dict[str, object]:
     listeners: dict[str, object] = {}
     for (protocol, port), placed in sorted((service.listeners or {}).items()):
-        pool = msgspec.json.decode(msgspec.json.encode(placed.model.pool))
-        listeners[f"{protocol}/{port}"] = (
-            {name: value for name, value in pool.items() if value} if pool is not None else None
-        )
+        plain = msgspec.json.decode(msgspec.json.encode(placed.model.pool))
+        listeners[f"{protocol}/{port}"] = plain and {k: v for k, v in plain.items() if v}
     shown = {
         "vip": service.shown.address if service.shown else None,
         "setting": service.infra.setting,

@@ -271,12 +271,11 @@ def gateway_listener(
                 f"Gateway {front.key} is not served: its status says why.",
             )
         elif listener is None:
-            has_ = ", ".join(f"{name}/{number}" for name, number in seen.listeners) or "none"
             refuse(
                 f"{one.ports[at]}.port",
                 "NoMatchingListener",
-                f"Gateway {front.key} has no listener {protocol}/{port}; it has {has_}."
-                " Add one, or choose one of these.",
+                f"Gateway {front.key} has no listener {protocol}/{port}. Add one, or choose a port"
+                " that it has.",
             )
         elif not listener.labels <= one.labels:
             lacks = ", ".join(f"{k}={v}" for k, v in sorted(listener.labels - one.labels))
