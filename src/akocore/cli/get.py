@@ -49,6 +49,20 @@ def _engines(item: Item) -> str:
     return ",".join(item["status"]["serviceEngines"])
 
 
+def _sessions(kind: str) -> Cell:
+    """``PEER state`` of each session of a Service Engine's router."""
+
+    def cell(item: Item) -> object:
+        sessions = item["status"].get("routing", {}).get(kind, ())
+        return ",".join(f"{s['peer']} {s['state']}" for s in sessions)
+
+    return cell
+
+
+def _advertised(item: Item) -> str:
+    return ",".join(item["status"].get("routing", {}).get("advertised", ()))
+
+
 NAME = ("NAME", at("metadata.name"))
 
 # Columns by kind: always, and with -o wide.
@@ -80,6 +94,7 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("SEGROUP", at("status.seGroup")),
             ("SETTING", at("spec.aviInfraSetting")),
             ("WHY", at("status.why")),
+            ("ANNOUNCED BY", lambda item: ",".join(item["status"].get("announcedBy", ()))),
             ("HOSTNAMES", lambda item: ",".join(host or "*" for host in item["spec"]["hosts"])),
         ],
     ),
@@ -111,6 +126,10 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("UP TO DATE", at("status.upToDate")),
             ("REJECTED", at("status.rejected")),
             ("LAST EXIT", at("status.lastExit")),
+            ("ADDRESS", at("status.routing.address")),
+            ("BGP", _sessions("bgp")),
+            ("BFD", _sessions("bfd")),
+            ("ADVERTISED", _advertised),
         ],
     ),
     "aviinfrasetting": (

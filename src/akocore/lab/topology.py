@@ -17,7 +17,7 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -98,6 +98,7 @@ class Engine(Struct, frozen=True, kw_only=True):
 
     number: int
     state: EngineState = EngineState.UP
+    role: str = ""  # its name with the controller that drives it; "": nobody does
 
     @property
     def name(self) -> str:
@@ -125,7 +126,7 @@ class Topology:
         self._lab = _Lab(plan=plan or Plan())
         self.namespaces = Namespaces(self.plan.prefix)
         self.sessions: dict[str, Session] = {}
-        self.upstream = self._router(UPSTREAM)
+        self.upstream = self.router(UPSTREAM)
 
     @classmethod
     def open(cls, directory: Path, frr: Frr) -> Topology:
@@ -207,6 +208,29 @@ class Topology:
         self._remember(engines=(*self._lab.engines, engine))
         return engine.name
 
+    async def wire_se(self, name: str, config: Callable[[str], RouterConfig]) -> Engine:
+        """A Service Engine for a controller: cabled, with a router that does ``config(address)``.
+
+        ``name``: as the controller calls it.
+        """
+        taken = {engine.number for engine in self._lab.engines}
+        number = next(n for n in range(1, len(taken) + 2) if n not in taken)
+        engine = Engine(number=number, role=name)
+        address = self.address(number, next(iter(self.plan.networks)))
+        self._remember(engines=(*self._lab.engines, engine))
+        try:
+            await self._wire(engine)
+            await self._start_router(engine.name, config(address))
+        except BaseException:
+            await self.unwire_se(engine.name)
+            raise
+        return engine
+
+    async def unwire_se(self, name: str) -> None:
+        """Remove what `wire_se` made, at once."""
+        await self._drop(name)
+        self._remember(engines=tuple(e for e in self._lab.engines if e.name != name))
+
     async def remove_se(self, name: str, *, drain_s: float = 1.0, hold_s: float = 1.0) -> None:
         """Take a Service Engine away without losing a packet; see `Session.leave`."""
         if self._engine(name).state is EngineState.UP:
@@ -257,7 +281,7 @@ class Topology:
         if engine.state is not EngineState.UP:
             raise LabError(f"{name} is {engine.state}. Run `akocore lab heal {name}`.")
         if name not in self.sessions:
-            session = Session(self._router(name))
+            session = Session(self.router(name))
             await session.start(self.config(engine))
             self.sessions[name] = session
         return self.sessions[name]
@@ -329,7 +353,7 @@ class Topology:
     async def observe(self, name: str) -> Observed:
         """What a Service Engine's router does.  Raises `VtyError` when it was killed."""
         self._engine(name)
-        session = Session(self._router(name))
+        session = Session(self.router(name))
         return await observe(session.router, session.loopback)
 
     async def bfd(self) -> tuple[BfdSession, ...]:
@@ -435,7 +459,11 @@ class Topology:
 
     async def _add(self, number: int) -> None:
         engine = Engine(number=number)
-        name = engine.name
+        await self._wire(engine)
+        await self._start_router(engine.name, self.config(engine))
+
+    async def _wire(self, engine: Engine) -> None:
+        number, name = engine.number, engine.name
         addresses = [
             f"addr add {self.address(number, network)}/{ip_network(spec.subnet).prefixlen}"
             f" dev eth0 nodad"
@@ -458,6 +486,9 @@ class Topology:
                 "net/ipv4/conf/all/arp_announce": 2,
                 "net/ipv4/conf/all/rp_filter": 0,
                 "net/ipv4/conf/default/rp_filter": 0,
+                # Listening comes before the address, announcing after it.
+                "net/ipv4/ip_nonlocal_bind": 1,
+                "net/ipv6/ip_nonlocal_bind": 1,
             },
         )
         await self.namespaces.connect((name, "eth0", SWITCH, name), (name, "eth1", PODS, name))
@@ -477,10 +508,12 @@ class Topology:
                 ],
             ),
         )
-        session = Session(self._router(name))
-        self.sessions[name] = session
-        await session.start(self.config(engine))
+
+    async def _start_router(self, name: str, config: RouterConfig) -> Session:
+        session = self.sessions[name] = Session(self.router(name))
+        await session.start(config)
         _check_running(name, session.router)
+        return session
 
     async def _drop(self, name: str) -> None:
         if (session := self.sessions.pop(name, None)) is not None:
@@ -491,7 +524,8 @@ class Topology:
 
     # ─── small things
 
-    def _router(self, name: str) -> Router:
+    def router(self, name: str) -> Router:
+        """The daemons of a part of the lab."""
         return Router(self.directory / name, self.frr, self.namespaces.path(name))
 
     def _engine(self, name: str) -> Engine:
