@@ -259,6 +259,10 @@ class Serve:
     def stop(self) -> None:
         self._stop.set()
 
+    async def until_stopped(self) -> None:
+        """Until somebody asks it to stop."""
+        await self._stop.wait()
+
     @property
     def stopping(self) -> bool:
         return self._stop.is_set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +17,7 @@ import orjson
 import pytest
 
 from akocore.config import Config
-from akocore.engines.envoy.process import EngineError, find_envoy
+from akocore.engines.envoy.process import EngineError, Envoy, find_envoy
 from akocore.engines.frr.process import Frr
 from akocore.kube.objects import ServiceEngineGroupSpec
 from akocore.lab.fleet import Fleet
@@ -265,3 +267,59 @@ async def test_the_walkthroughs_story_of_rhi(house: House) -> None:
 
     house.write("setting", setting(rhi=False))
     await house.until_ways(vip)
+
+
+async def test_an_envoy_that_is_killed_takes_its_route_with_it(house: House) -> None:
+    vip = "10.10.16.224"
+    house.write("networks", network("uplink", "10.10.16", "224"))
+    house.write("setting", setting(rhi=True))
+    house.write("app", *app())
+    await house.until_ways(vip, 192, 193)
+    engines = house.serve.engines
+    process = engines.running[SES[0]]
+    assert process.pid is not None
+    engines._envoy = Envoy(Path("/no/envoy"), "1.40.0")  # so that it stays down
+    os.kill(process.pid, signal.SIGKILL)
+    await house.until_ways(vip, 193)
+    assert await house.requests(vip, 20) == ["200"] * 20
+    await house.until_status("vs", VS, state="degraded", serviceEngines=[SES[1]])
+    assert "1 of 2 Service Engines" in (await house.get("vs", VS))["why"]
+    engines._envoy = find_envoy()
+    await house.until_ways(vip, 192, 193)
+    await house.until_status("vs", VS, state="up")
+
+
+async def test_a_network_moves_live_and_the_old_address_goes_last(house: House) -> None:
+    old, new = "10.10.16.224", "10.10.17.224"
+    house.write(
+        "networks",
+        network("uplink", "10.10.16", "224"),
+        network("other", "10.10.17", "224"),
+        network("quiet", "10.10.18", "224", bgp=False),
+    )
+    house.write("setting", setting(rhi=True))
+    house.write("app", *app())
+    await house.until_ways(old, 192, 193)
+    house.write("setting", setting(rhi=True, name="other"))
+    await house.until_status("vs", VS, vip=new)
+    assert await house.topology.next_hops(new) != ()  # before status said so
+    await house.until_ways(new, 192, 193)
+    assert set(await house.requests(new, 20)) == {"200"}
+    await house.until_ways(old)
+
+    # What can't be announced is refused, and what was accepted goes on.
+    house.write("setting", setting(rhi=True, name="quiet"))
+    await house.until_status("aviinfrasetting", "critical.infra", status="Rejected")
+    said = await house.get("aviinfrasetting", "critical.infra")
+    assert "Network quiet has no bgp: give it localAs and peers" in said["error"]
+    await house.until_ways(new, 192, 193)
+
+    await house.serve.routes.look()  # type: ignore[union-attr]
+    said = await house.get("se", SES[0])
+    assert said["routing"]["address"] == "10.10.16.192"
+    assert said["routing"]["advertised"] == [f"{new}/32"]
+    assert [(s["peer"], s["state"]) for s in said["routing"]["bgp"]] == [
+        ("10.10.16.250", "Established")
+    ]
+    events = (await house.ask("Get", kind="events"))["items"]
+    assert (f"ServiceEngine/{SES[0]}", "BgpUp") in {(e["regarding"], e["reason"]) for e in events}
