@@ -409,7 +409,9 @@ class Topology:
             if spec.bgp is not None
             for peer in spec.bgp.peers[:1]
         ]
-        bridge = ["link add br0 type bridge", "link set br0 up"]
+        # An address of its own: else it is that of a port, another one when a port is added, and
+        # neighbors lose the pods until they ask again.
+        bridge = ["link add br0 address 02:00:00:00:00:01 type bridge", "link set br0 up"]
         await asyncio.gather(
             self.namespaces.ip(
                 CLIENT,
