@@ -24,6 +24,7 @@ from akocore.translate.rhi import router_config
 __all__ = ["RouteHealth", "RoutedEngines"]
 
 _LOOK_S, _HURRIED_S = 1.0, 0.05
+_TAKEN_IN_S = 0.2
 _NO_AS = 64_512  # of a router that no Network has peers for
 
 
@@ -31,6 +32,7 @@ class RoutedEngines(Protocol):
     """Service Engines that have a router each."""
 
     config_of: Callable[[str, str], RouterConfig]
+    problems: dict[str, str]  # of those that could not be made
 
     @property
     def running(self) -> dict[str, EngineProcess]: ...
@@ -69,6 +71,7 @@ class RouteHealth:
         self._since: dict[tuple[str, str, int | None], int] = {}  # publication to wait for
         self._leaving: dict[tuple[str, str], float] = {}  # since when, in the loop's time
         self._lost: dict[str, Engine | None] = {}  # the stream of an Envoy that ended
+        self._told: dict[str, float] = {}  # address → since when routers are told the way to it
         self._said: dict[tuple[str, str, str], bool] = {}
         engines.config_of = self.config
 
@@ -188,22 +191,35 @@ class RouteHealth:
         wanted = self._since.setdefault((*key, pid), catalog.sequence)
         return engine.answers and engine.acknowledged >= wanted
 
+    @property
+    def lacks(self) -> bool:
+        """Whether a Service Engine could not be made: it is worth another try."""
+        return bool(self._engines.problems)
+
     def announced(self, address: str) -> list[str]:
         """The Service Engines that are to announce an address now."""
         return sorted(name for name, one in self._announced if one == address)
 
     def carried(self, service: VirtualService) -> bool:
-        """Whether a router has been told the way to where a virtual service is to be."""
+        """Whether routers have been told the way to where a virtual service is to be.
+
+        BGP has no acknowledgement, so they get a moment to take it in.
+        """
         if not service.infra.rhi or not service.homes:
             return True
         address = service.homes[-1].address
         prefix = host_prefix(address)
-        return any(
+        told = any(
             prefix in told
             for name in self.announced(address)
             if (found := self.observed.get(name)) is not None
             for told in found.advertised.values()
         )
+        if not told:
+            self._told.pop(address, None)
+            return False
+        now = asyncio.get_running_loop().time()
+        return now - self._told.setdefault(address, now) >= _TAKEN_IN_S
 
     def judge(self, service: VirtualService, said: dict[str, Any]) -> None:
         """Add to the status of a virtual service who announces it, and what is wrong with that."""
@@ -215,6 +231,14 @@ class RouteHealth:
             why = [said["why"]] if said["why"] else []
             said["why"] = "; ".join([*why, f"{', '.join(silent)} doesn't announce it"])
             said["state"] = "degraded" if said["state"] == "up" else said["state"]
+        missing = {
+            n: p
+            for n, p in self._engines.problems.items()
+            if n.rpartition("-se-")[0] == said["seGroup"]
+        }
+        if missing and said["state"] != "up":
+            why = [said["why"], *(f"{name}: {problem}" for name, problem in missing.items())]
+            said["why"] = "; ".join(filter(None, why))
         for name in announced:
             found = self.observed.get(name)
             if found is not None and not found.established:

@@ -408,6 +408,8 @@ class Serve:
             self._upkeep_due.clear()
             await self._commit()
             self.ads.retry_listeners()
+            if self.routes is not None and self.routes.lacks:
+                self._engines_due.set()
             self._say(self.reconciler.realiser.expire())
 
     def _routes_due(self) -> None:

@@ -88,6 +88,9 @@ class Fleet(Engines):
     async def ensure(self, group: str, names: Iterable[str]) -> None:
         """As of local ones, with a place each.  What can't be made is in ``problems``."""
         names = list(names)
+        for name in [n for n in self.problems if n.rpartition("-se-")[0] == group]:
+            if name not in names:
+                del self.problems[name]
         await asyncio.gather(*(self._wire(name) for name in names if name not in self._places))
         await super().ensure(group, [name for name in names if name in self._places])
 
