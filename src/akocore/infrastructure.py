@@ -21,6 +21,7 @@ from akocore.place.state import Facts
 from akocore.place.virtual_services import Placement
 from akocore.store import Store
 from akocore.translate.classes import Infra, infra_of
+from akocore.translate.rhi import check_bgp_together, check_served_bgp
 
 __all__ = ["Infrastructure"]
 
@@ -28,12 +29,21 @@ __all__ = ["Infrastructure"]
 class Infrastructure:
     """What governs hosts.  `update` costs all settings, Networks and groups; they are few."""
 
-    def __init__(self, config: Config, store: Store, facts: Facts, placement: Placement) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        facts: Facts,
+        placement: Placement,
+        *,
+        speaks_bgp: bool = False,
+    ) -> None:
         self.infras: dict[str, Infra] = {}
         self.setting_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.network_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.groups: dict[str, ServiceEngineGroupSpec] = {}
         self.networks: dict[str, NetworkSpec] = {}
+        self.speaks_bgp = speaks_bgp
         self._config = config
         self._store = store
         self._facts = facts
@@ -87,7 +97,7 @@ class Infrastructure:
             changed = last.get(name) != obj.spec
             order.append((changed, obj.metadata.creation_timestamp, name, obj.spec))
         order.sort(key=lambda one: one[:3])
-        self.network_refusals = {name: check_network(name, spec) for _, _, name, spec in order}
+        self.network_refusals = {name: self._check(name, spec) for _, _, name, spec in order}
         good = {
             name: spec
             for _, _, name, spec in order
@@ -96,8 +106,12 @@ class Infrastructure:
         for name, refusal in check_overlaps(good).items():
             self.network_refusals[name] = (*self.network_refusals[name], refusal)
             del good[name]
+        for name, refusals in self._check_together(good).items():
+            self.network_refusals[name] = (*self.network_refusals[name], *refusals)
+            del good[name]
         for name in [name for name in last if name not in good]:
-            if name not in check_overlaps({**good, name: last[name]}):
+            with_it = {**good, name: last[name]}
+            if name not in check_overlaps(with_it) and not self._check_together(with_it):
                 good[name] = last[name]
         for name in self._store.all("Network"):
             if name in good:
@@ -105,16 +119,33 @@ class Infrastructure:
                 self._facts.put("accepted", _accepted(name), fact)
         return good
 
+    def _check(self, name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
+        refusals = check_network(name, spec, speaks_bgp=self.speaks_bgp)
+        return refusals or (check_served_bgp(name, spec) if self.speaks_bgp else ())
+
+    def _check_together(self, networks: dict[str, NetworkSpec]) -> dict[str, tuple[Refusal, ...]]:
+        return check_bgp_together(networks) if self.speaks_bgp else {}
+
     def _setting(self, key: str) -> None:
         setting = self._store.setting(key) if key else None
         spec = setting.spec if setting is not None else None
 
         def compiled(spec: AviInfraSettingSpec | None) -> tuple[Infra | None, tuple[Refusal, ...]]:
-            return infra_of(key, spec, self._config.defaults, self.groups, self.networks)
+            return infra_of(
+                key,
+                spec,
+                self._config.defaults,
+                self.groups,
+                self.networks,
+                speaks_bgp=self.speaks_bgp,
+            )
 
         infra, refusals = compiled(spec)
         if infra is None and key and (fact := self._facts.room("accepted").get(key)):
-            infra, _ = compiled(msgspec.json.decode(fact, type=AviInfraSettingSpec))
+            last = msgspec.json.decode(fact, type=AviInfraSettingSpec)
+            infra, _ = compiled(last)
+            if infra is None:  # its Network has no BGP any more: serve on, unannounced
+                infra, _ = compiled(_without_rhi(last))
         elif infra is not None and spec is not None:
             self._facts.put("accepted", key, msgspec.json.encode(spec).decode())
         if infra is not None:
@@ -132,6 +163,13 @@ class Infrastructure:
                     ),
                 )
         self.setting_refusals[key] = refusals
+
+
+def _without_rhi(spec: AviInfraSettingSpec) -> AviInfraSettingSpec:
+    if spec.network is None:
+        return spec
+    plain = msgspec.structs.replace(spec.network, enable_rhi=False, bgp_peer_labels=())
+    return msgspec.structs.replace(spec, network=plain)
 
 
 def _accepted(network: str) -> str:

@@ -36,6 +36,7 @@ from akocore.kube.objects import (
 )
 from akocore.l4 import L4, only_status
 from akocore.model import HostModel, Refusal
+from akocore.place.scale import Scale
 from akocore.place.state import Facts, SharedFacts
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
 from akocore.realise import Realiser
@@ -79,7 +80,8 @@ class Reconciler:
 
     ``on_move(move)``: serve on at the old places until `finish_move` is called.
     ``on_close(then)``: call ``then`` when the engines have drained what was just closed.
-    ``shared``: ``state``, where other replicas write it too.
+    ``shared``: ``state``, where other replicas write it too.  ``speaks_bgp``: the Service Engines
+    have routers, so each virtual service has its own number of them.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Reconciler:
         on_move: Callable[[Move], None] = lambda _move: None,
         on_close: Callable[[Callable[[], None]], None] = lambda then: then(),
         port_offset: int = 0,
+        speaks_bgp: bool = False,
     ) -> None:
         self.config = config
         self.state = state
@@ -102,7 +105,10 @@ class Reconciler:
         self.store = Store()
         self.names = Names(config.cluster_name)
         self.placement = Placement(self.names, state)
-        self.infrastructure = Infrastructure(config, self.store, state, self.placement)
+        self.infrastructure = Infrastructure(
+            config, self.store, state, self.placement, speaks_bgp=speaks_bgp
+        )
+        self.scale = Scale(state, self.infrastructure)
         self.realiser = Realiser(self.store, self.placement, ads, now, port_offset)
         self.realiser.l4.later = self._when_drained
         self.l4 = L4(
@@ -358,6 +364,7 @@ class Reconciler:
         for home in service.homes:
             self.realiser.drop_floors(service, home)
         self.placement.retire(service)
+        self.scale.forget(service.name)
         self.realiser.vs_touched.add(service.name)
         self._retry_waiting()
         self.realiser.publish()
@@ -605,7 +612,15 @@ class Reconciler:
 
     def wanted_engines(self) -> dict[str, int]:
         """How many Service Engines each group needs now: none for a group without a home."""
-        return {group: self.infrastructure.engines_of(group) for group in self.placement.homes_of}
+        groups = self.placement.homes_of
+        if not self.infrastructure.speaks_bgp:
+            return {group: self.infrastructure.engines_of(group) for group in groups}
+        wanted = dict.fromkeys(groups, 0)
+        for service in self.placement.services.values():
+            for home in service.homes:
+                number = self.scale.wanted(service.name, home.group)
+                wanted[home.group] = max(wanted[home.group], number)
+        return wanted
 
 
 def _spec(obj: Object | None) -> AviInfraSettingSpec | NetworkSpec | None:

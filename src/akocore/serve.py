@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import grpc
 import orjson
@@ -34,6 +34,7 @@ from akocore.observe.watch import Watch
 from akocore.place.state import Facts, SharedFacts, State, StateError
 from akocore.realise_l4 import Published
 from akocore.reconcile import Move, Reconciler
+from akocore.route_health import RoutedEngines, RouteHealth
 
 __all__ = ["CONTROL", "KINDS", "Serve", "Sink", "Source", "of_directory"]
 
@@ -166,7 +167,8 @@ class Serve:
     other replicas write it too (else it is kept in ``state_dir``); ``lead`` says which may.
     ``watch`` follows each batch to its acknowledgement.  ``external``: made with this and what to
     call on progress of a group, when Service Engines are not to be run here; ``envoy`` is not
-    needed then.
+    needed then.  ``engines``: made as `Engines` is; where they have routers, these announce what is
+    served.
     """
 
     def __init__(
@@ -181,6 +183,7 @@ class Serve:
         lead: Lead | None = None,
         watch: Watch | None = None,
         external: Callable[[Serve, Callable[[str], None]], External] | None = None,
+        engines: Callable[..., Engines] = Engines,
     ) -> None:
         self.config = config
         self.port_offset = port_offset
@@ -192,7 +195,7 @@ class Serve:
         socket = state_dir / "xds.sock"
         asks = self._scopes_of if external is None else None
         self.ads = AdsServer(socket, self._progress, asks)
-        self.engines = Engines(
+        self.engines = engines(
             state_dir / "engines",
             envoy or Envoy(Path("envoy"), ""),
             socket,
@@ -209,7 +212,14 @@ class Serve:
             on_move=self._moving.append,
             on_close=self._closing,
             port_offset=port_offset,
+            speaks_bgp=self.engines.speaks_bgp,
         )
+        self.routes: RouteHealth | None = None
+        if self.engines.speaks_bgp:
+            routed = cast("RoutedEngines", self.engines)
+            self.routes = RouteHealth(self.reconciler, routed, self.events)
+            self.routes.hurried = lambda: bool(self._moving)
+            self.routes.on_look = self._settle_moves
         self.watch = Watch() if watch is None else watch
         self.watch.wanted = self.reconciler.placement.homes_of.__contains__
         self.ads.on_publish = self.watch.published
@@ -249,7 +259,11 @@ class Serve:
             if self.external is None:
                 may_listen(80 + self.port_offset)
             method: Any = grpc.unary_unary_rpc_method_handler
-            methods = {"Get": method(self._get), "Explain": method(self._explain)}
+            methods = {
+                "Get": method(self._get),
+                "Explain": method(self._explain),
+                "Scale": method(self._scale),
+            }
             control = grpc.method_handlers_generic_handler(CONTROL, methods)
             await self.ads.start(control, *([] if self.external else [self.ads.service()]))
             try:
@@ -257,6 +271,8 @@ class Serve:
                     await self.external.open()
                 async with asyncio.TaskGroup() as tasks:
                     kept = [tasks.create_task(c) for c in (self._keep_engines(), self._upkeep())]
+                    if self.routes is not None:
+                        kept.append(tasks.create_task(self.routes.run()))
                     if self.sink is not None:
                         kept.append(tasks.create_task(self.sink.run()))
                     if self.external is not None:
@@ -291,6 +307,10 @@ class Serve:
 
     def stop(self) -> None:
         self._stop.set()
+
+    async def until_stopped(self) -> None:
+        """Until somebody asks it to stop."""
+        await self._stop.wait()
 
     @property
     def stopping(self) -> bool:
@@ -341,6 +361,7 @@ class Serve:
     def _placed(self) -> None:
         """Follow up what the reconciler has placed: engines, status, mirrors."""
         self._engines_due.set()
+        self._routes_due()
         for group, sequence, host in self.reconciler.realiser.take_placed():
             self._to_show.setdefault(group, deque()).append((sequence, host))
         for one in self.reconciler.realiser.take_placed_l4():
@@ -451,6 +472,7 @@ class Serve:
                 mine = [f"{group}-se-{i + 1}" for i in range(count)]
                 names.update(mine)
                 await self.engines.ensure(group, mine)
+                self._routes_due()
             if surplus := [name for name in self.engines.running if name not in names]:
                 await self.engines.stop(surplus)
 
@@ -463,9 +485,17 @@ class Serve:
             self._upkeep_due.clear()
             await self._commit()
             self.ads.retry_listeners()
+            if self.routes is not None and self.routes.lacks:
+                self._engines_due.set()
             self._say(self.reconciler.realiser.expire())
 
+    def _routes_due(self) -> None:
+        if self.routes is not None:
+            self.routes.due()
+
     def _warn_of_taken_ports(self) -> None:
+        if self.engines.speaks_bgp:
+            return  # their addresses are not this machine's
         addresses = {
             (home.address, port.port + self.port_offset)
             for service in self.reconciler.placement.services.values()
@@ -491,6 +521,8 @@ class Serve:
     def _engine_changed(self, name: str) -> None:
         if self.sink is not None:
             self.sink.touch("ServiceEngine", name)
+        if self.routes is not None:
+            self.routes.engine_changed(name)
         process = self.engines.running.get(name)
         if process is None:
             return
@@ -537,8 +569,21 @@ class Serve:
             self.reconciler.realiser.vs_touched.add(one.vs)
         self._touch_mirrors()
         self._say_l4()
+        self._settle_moves()
+        self._routes_due()
+        nacks = self.ads.nacks + sum(e.nacks for e in self.ads.elsewhere.values())
+        if nacks != self._nacks_said:
+            self._nacks_said = nacks
+            self._say(self.reconciler.realiser.rejected_ingresses())
+            for vs, place in status_l4.rejected(self.reconciler):
+                self.reconciler.l4.touch_listener(vs, place)
+            self._say_l4()
+
+    def _settle_moves(self) -> None:
         for move in list(self._moving):
-            if all(self.ads.acknowledged(g) >= n for g, n in move.waits.items()):
+            if self._is_carried(move) and all(
+                self.ads.acknowledged(g) >= n for g, n in move.waits.items()
+            ):
                 self._moving.remove(move)
                 self.reconciler.settle_move(move)
                 self._touch_mirrors()
@@ -548,13 +593,16 @@ class Serve:
                 self._resting += 1
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.config.move_grace_seconds, self._finish, move)
-        nacks = self.ads.nacks + sum(e.nacks for e in self.ads.elsewhere.values())
-        if nacks != self._nacks_said:
-            self._nacks_said = nacks
-            self._say(self.reconciler.realiser.rejected_ingresses())
-            for vs, place in status_l4.rejected(self.reconciler):
-                self.reconciler.l4.touch_listener(vs, place)
-            self._say_l4()
+                self._routes_due()
+
+    def _is_carried(self, move: Move) -> bool:
+        """Where addresses are announced, whether routers know the way to the new ones."""
+        at = self.reconciler
+        return self.routes is None or all(
+            self.routes.carried(at.placement.services[at.hosts[host].vs])
+            for host in at.hosts_of_move(move)
+            if host in at.hosts
+        )
 
     def _fleet_changed(self, group: str) -> None:
         if self.sink is not None:
@@ -649,6 +697,10 @@ class Serve:
                 items = status.ingresses(at)
             case "vs":
                 items = status.virtual_services(at)
+                if self.routes is not None:
+                    for item in items:
+                        service = at.placement.services[item["metadata"]["name"]]
+                        self.routes.judge(service, item["status"])
             case "pools":
                 items = status.pools(at) + status_l4.pools(at)
             case "gateway":
@@ -657,6 +709,9 @@ class Serve:
                 items = status_l4.services(at)
             case "se":
                 items = status.service_engines(at, self.engines.running, await self._requests())
+                if self.routes is not None:
+                    for item in items:
+                        item["status"]["routing"] = self.routes.shown(item["metadata"]["name"])
             case "aviinfrasetting":
                 items = status.settings(at)
             case "network":
@@ -702,6 +757,26 @@ class Serve:
                 "engines": {n: e.pid for n, e in self.engines.running.items()},
             },
         }
+
+    async def _scale(self, request: bytes, _context: object) -> bytes:
+        """Have a virtual service on more or fewer Service Engines: ``by`` or ``to``."""
+        asked = orjson.loads(request)
+        at = self.reconciler
+        service = at.placement.services.get(asked["vs"])
+        if service is None:
+            return orjson.dumps({"refused": f"there is no virtual service {asked['vs']}."})
+        group = service.infra.group
+        before = at.scale.wanted(service.name, group)
+        number = int(asked["to"]) if "to" in asked else before + int(asked["by"])
+        if (no := at.scale.to(service.name, group, number)) is not None:
+            self.events.say(no.object, "Warning", no.reason, no.remedy)
+            return orjson.dumps({"refused": no.remedy})
+        note = f"from {before} to {number} Service Engines"
+        self.events.say(f"VirtualService/{service.name}", "Normal", "Scaled", note)
+        at.realiser.vs_touched.add(service.name)
+        self._placed()
+        await self._commit()
+        return orjson.dumps({"before": before, "wanted": number})
 
     async def _explain(self, request: bytes, _context: object) -> bytes:
         ((kind, key),) = orjson.loads(request).items()

@@ -94,6 +94,7 @@ def _serving(at: Reconciler, service: VirtualService, home: Home) -> list[Engine
         for engine in at.ads.fleet.values()
         if engine.group == home.group
         and engine.answers
+        and at.scale.has(service.name, home.group, engine.name)
         and not any(one in engine.awaited for one in scopes)
         and not any((LDS, name) in engine.rejected for name in names)
     ]
@@ -221,7 +222,9 @@ def virtual_service(
     """One virtual service: address, shard, engines, how it fares and why; ``hosts``: these too."""
     home = service.shown
     engines = sorted(e.name for e in _serving(at, service, home)) if home else []
-    wanted = at.infrastructure.engines_of(home.group) if home else 1
+    wanted = 1
+    if home:
+        wanted = max(at.scale.wanted(service.name, home.group), at.scale.least(home.group))
     pools, up = len(service.pools), service.pools_up
     why = []
     if service.exhausted:

@@ -68,6 +68,20 @@ def test_the_walkthrough_by_commands(state: tuple[str, str]) -> None:
     assert not [n for n in os.listdir("/run/netns") if n.startswith(NEW[1])]
 
 
+def test_the_demo_tells_its_story_and_leaves_nothing(frr: Frr) -> None:
+    prefix = f"{PREFIX}demo-"
+    said = akocore("demo", "--prefix", prefix)
+    assert re.search(r"enableRhi: true in critical.infra: 2 next hops after \d+ ms", said)
+    assert re.search(r"Scale Out to 3: 3 next hops after \d+ ms", said)
+    assert "via 10.10.16.194" in said
+    spread = re.findall(r"^(10\.10\.16\.19\d) +(\d+) +(\d+)$", said, re.MULTILINE)
+    assert len(spread) == 3
+    assert all(served == expected for _, served, expected in spread)
+    assert re.search(r"failed: +0 +at rest", said)
+    assert "nothing of the lab is left\n" in said
+    assert not [n for n in os.listdir("/run/netns") if n.startswith(prefix)]
+
+
 def test_without_root_it_runs_in_a_user_namespace(
     frr: Frr, directory: Path, require_real: Callable[[bool, str], None]
 ) -> None:

@@ -149,6 +149,16 @@ async def _until_listening(log: Path) -> None:
     raise AssertionError(f"{log} never said that it listens")
 
 
+async def test_pods_keep_their_link_address_when_service_engines_come(lab: Lab) -> None:
+    """Else who talked to them before goes on to the old one, and loses packets for seconds."""
+    async with lab(1) as topology:
+        before = await topology.namespaces.run("pods", ["ip", "-br", "link", "show", "br0"])
+        for _ in range(3):
+            await topology.add_se()
+        after = await topology.namespaces.run("pods", ["ip", "-br", "link", "show", "br0"])
+        assert after.split()[2] == before.split()[2] != ""
+
+
 async def test_service_engines_reach_the_pods(lab: Lab) -> None:
     async with lab(1) as topology:
         await _until_listening(topology.directory / "pods.log")

@@ -13,6 +13,7 @@ from akocore.cli.explain import explain
 from akocore.cli.get import get
 from akocore.cli.install import crds, install
 from akocore.cli.lab import lab
+from akocore.cli.scale import scale
 from akocore.cli.se import se
 from akocore.cli.serve import serve
 from akocore.cli.shard import shard
@@ -25,7 +26,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (serve, controller, get, explain, demo, dummy, shard, config, crds, install, soak):
+for command in (
+    serve,
+    controller,
+    get,
+    explain,
+    demo,
+    dummy,
+    shard,
+    config,
+    crds,
+    install,
+    soak,
+    scale,
+):
     app.command()(command)
 app.add_typer(ecmp, name="ecmp")
 app.add_typer(lab, name="lab")

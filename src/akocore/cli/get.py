@@ -57,6 +57,20 @@ def _why(item: Item) -> str:
     return "; ".join(c["message"] for c in item["status"]["conditions"])
 
 
+def _sessions(kind: str) -> Cell:
+    """``PEER state`` of each session of a Service Engine's router."""
+
+    def cell(item: Item) -> object:
+        sessions = item["status"].get("routing", {}).get(kind, ())
+        return ",".join(f"{s['peer']} {s['state']}" for s in sessions)
+
+    return cell
+
+
+def _advertised(item: Item) -> str:
+    return ",".join(item["status"].get("routing", {}).get("advertised", ()))
+
+
 NAME = ("NAME", at("metadata.name"))
 
 # Columns by kind: always, and with -o wide.
@@ -113,6 +127,7 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("SEGROUP", at("status.seGroup")),
             ("SETTING", at("spec.aviInfraSetting")),
             ("WHY", at("status.why")),
+            ("ANNOUNCED BY", lambda item: ",".join(item["status"].get("announcedBy", ()))),
             ("HOSTNAMES", lambda item: ",".join(host or "*" for host in item["spec"]["hosts"])),
         ],
     ),
@@ -145,6 +160,10 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("REJECTED", at("status.rejected")),
             ("LAST EXIT", at("status.lastExit")),
             ("CONTROLLER", at("status.controller")),
+            ("ADDRESS", at("status.routing.address")),
+            ("BGP", _sessions("bgp")),
+            ("BFD", _sessions("bfd")),
+            ("ADVERTISED", _advertised),
         ],
     ),
     "aviinfrasetting": (

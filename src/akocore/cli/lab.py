@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from akocore.cli.lab_demo import demo
+
 if TYPE_CHECKING:
     from akocore.lab.topology import Topology
 
@@ -325,3 +327,6 @@ def down(state: StateOption = None, prefix: PrefixOption = "ako-") -> None:
 
     _guarded(go)
     typer.echo("nothing of the lab is left")
+
+
+lab.command()(demo)

@@ -17,7 +17,7 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -101,6 +101,7 @@ class Engine(Struct, frozen=True, kw_only=True):
 
     number: int
     state: EngineState = EngineState.UP
+    role: str = ""  # its name with the controller that drives it; "": nobody does
 
     @property
     def name(self) -> str:
@@ -133,7 +134,7 @@ class Topology:
         self.namespaces = Namespaces(self.plan.prefix)
         self.sessions: dict[str, Session] = {}
         self._handovers: dict[str, Handover] = {}
-        self.upstream = self._router(UPSTREAM)
+        self.upstream = self.router(UPSTREAM)
 
     @classmethod
     def open(cls, directory: Path, frr: Frr) -> Topology:
@@ -183,13 +184,14 @@ class Topology:
             await self._lay()
             await self.upstream.start(render(self.plan.upstream))
             _check_running(UPSTREAM, self.upstream)
-            await _all(self._connect(number) for number in range(1, engines + 1))
-            await self._hand_over([f"se-{number}" for number in range(1, engines + 1)])
-            await _all(self._start(number) for number in range(1, engines + 1))
+            all_ = [Engine(number=number) for number in range(1, engines + 1)]
+            await _all(self._wire(engine) for engine in all_)
+            await self._hand_over([engine.name for engine in all_])
+            await _all(self._start_router(one.name, self.config(one)) for one in all_)
         except BaseException:
             await self.down()
             raise
-        self._remember(engines=tuple(Engine(number=n) for n in range(1, engines + 1)))
+        self._remember(engines=tuple(all_))
 
     async def down(self) -> None:
         """Remove everything."""
@@ -210,16 +212,39 @@ class Topology:
         taken = {engine.number for engine in self._lab.engines}
         engine = Engine(number=next(n for n in range(1, len(taken) + 2) if n not in taken))
         try:
-            await self._connect(engine.number)
+            await self._wire(engine)
             there = self._up()
             await self._hand_over([*there, engine.name], there)
-            await self._start(engine.number)
+            await self._start_router(engine.name, self.config(engine))
         except BaseException:
             await self._drop(engine.name)
             await self._hand_over(self._up())
             raise
         self._remember(engines=(*self._lab.engines, engine))
         return engine.name
+
+    async def wire_se(self, name: str, config: Callable[[str], RouterConfig]) -> Engine:
+        """A Service Engine for a controller: cabled, with a router that does ``config(address)``.
+
+        ``name``: as the controller calls it.
+        """
+        taken = {engine.number for engine in self._lab.engines}
+        number = next(n for n in range(1, len(taken) + 2) if n not in taken)
+        engine = Engine(number=number, role=name)
+        address = self.address(number, next(iter(self.plan.networks)))
+        self._remember(engines=(*self._lab.engines, engine))
+        try:
+            await self._wire(engine)
+            await self._start_router(engine.name, config(address))
+        except BaseException:
+            await self.unwire_se(engine.name)
+            raise
+        return engine
+
+    async def unwire_se(self, name: str) -> None:
+        """Remove what `wire_se` made, at once."""
+        await self._drop(name)
+        self._remember(engines=tuple(e for e in self._lab.engines if e.name != name))
 
     async def remove_se(
         self, name: str, *, drain_s: float = 1.0, hold_s: float = 1.0, flows_s: float = 60.0
@@ -294,7 +319,7 @@ class Topology:
         if engine.state is not EngineState.UP:
             raise LabError(f"{name} is {engine.state}. Run `akocore lab heal {name}`.")
         if name not in self.sessions:
-            session = Session(self._router(name))
+            session = Session(self.router(name))
             await session.start(self.config(engine))
             self.sessions[name] = session
         return self.sessions[name]
@@ -373,7 +398,7 @@ class Topology:
     async def observe(self, name: str) -> Observed:
         """What a Service Engine's router does.  Raises `VtyError` when it was killed."""
         self._engine(name)
-        session = Session(self._router(name))
+        session = Session(self.router(name))
         return await observe(session.router, session.loopback)
 
     async def bfd(self) -> tuple[BfdSession, ...]:
@@ -429,7 +454,9 @@ class Topology:
             if spec.bgp is not None
             for peer in spec.bgp.peers[:1]
         ]
-        bridge = ["link add br0 type bridge", "link set br0 up"]
+        # An address of its own: else it is that of a port, another one when a port is added, and
+        # neighbors lose the pods until they ask again.
+        bridge = ["link add br0 address 02:00:00:00:00:01 type bridge", "link set br0 up"]
         await asyncio.gather(
             self.namespaces.ip(
                 CLIENT,
@@ -477,8 +504,8 @@ class Topology:
         }
         await asyncio.gather(*(self.namespaces.sysctl(name, values) for name in names))
 
-    async def _connect(self, number: int) -> None:
-        name = Engine(number=number).name
+    async def _wire(self, engine: Engine) -> None:
+        number, name = engine.number, engine.name
         addresses = [
             f"addr add {self.address(number, network)}/{ip_network(spec.subnet).prefixlen}"
             f" dev eth0 nodad"
@@ -501,6 +528,9 @@ class Topology:
                 "net/ipv4/conf/all/arp_announce": 2,
                 "net/ipv4/conf/all/rp_filter": 0,
                 "net/ipv4/conf/default/rp_filter": 0,
+                # Listening comes before the address, announcing after it.
+                "net/ipv4/ip_nonlocal_bind": 1,
+                "net/ipv6/ip_nonlocal_bind": 1,
             },
         )
         await self.namespaces.connect((name, "eth0", SWITCH, name), (name, "eth1", PODS, name))
@@ -521,12 +551,11 @@ class Topology:
             ),
         )
 
-    async def _start(self, number: int) -> None:
-        engine = Engine(number=number)
-        session = Session(self._router(engine.name))
-        self.sessions[engine.name] = session
-        await session.start(self.config(engine))
-        _check_running(engine.name, session.router)
+    async def _start_router(self, name: str, config: RouterConfig) -> Session:
+        session = self.sessions[name] = Session(self.router(name))
+        await session.start(config)
+        _check_running(name, session.router)
+        return session
 
     async def _hand_over(
         self,
@@ -571,7 +600,8 @@ class Topology:
 
     # ─── small things
 
-    def _router(self, name: str) -> Router:
+    def router(self, name: str) -> Router:
+        """The daemons of a part of the lab."""
         return Router(self.directory / name, self.frr, self.namespaces.path(name))
 
     def _engine(self, name: str) -> Engine:

@@ -21,8 +21,11 @@ def _ranges(spec: NetworkSpec) -> list[tuple[_IP, _IP]]:
     return [(ip_address(r.begin), ip_address(r.end)) for r in spec.vip_ranges]
 
 
-def check_network(name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
-    """What is wrong with a Network by itself; () when nothing is."""
+def check_network(name: str, spec: NetworkSpec, *, speaks_bgp: bool = False) -> tuple[Refusal, ...]:
+    """What is wrong with a Network by itself; () when nothing is.
+
+    ``speaks_bgp``: somebody else looks at its BGP; else that is not acted on, and said so.
+    """
 
     def no(field: str, remedy: str) -> tuple[Refusal, ...]:
         return (
@@ -50,7 +53,7 @@ def check_network(name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
         for j, other in enumerate(spec.vip_ranges[:i]):
             if ip_address(other.begin) <= end and begin <= ip_address(other.end):  # type: ignore[operator]
                 return no(field, f"It overlaps spec.vipRanges[{j}]. Separate them.")
-    if spec.bgp is not None:
+    if spec.bgp is not None and not speaks_bgp:
         return (
             Refusal(
                 object=f"Network/{name}",

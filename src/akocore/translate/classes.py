@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -110,6 +110,8 @@ class Infra(Struct, frozen=True, gc=False):
     network: str
     shard_size: ShardSize
     listeners: tuple[Listener, ...]
+    rhi: bool = False  # its VIPs are announced by BGP
+    bgp_peer_labels: tuple[str, ...] = ()  # only to peers with one of them; (): to all
 
 
 _LISTENERS = (Listener(80, False, False), Listener(443, True, True))
@@ -121,10 +123,13 @@ def infra_of(
     defaults: Defaults,
     groups: Mapping[str, ServiceEngineGroupSpec],
     networks: Mapping[str, NetworkSpec],
+    *,
+    speaks_bgp: bool = False,
 ) -> tuple[Infra | None, tuple[Refusal, ...]]:
     """``spec`` (None: the defaults alone) as an `Infra`; None when it can't be accepted.
 
-    A field that nothing acts on yet is refused, never passed over.
+    ``speaks_bgp``: the Service Engines here have a router.  A field that nothing acts on is
+    refused, never passed over.
     """
     no: list[Refusal] = []
     owner = f"AviInfraSetting/{setting}" if setting else "Config"
@@ -173,7 +178,7 @@ def infra_of(
                 unsupported(f"{at}.{part}", "narrow a Network; its vipRanges say it all")
         if net.node_networks:
             unsupported("spec.network.nodeNetworks", "be placed on node networks")
-        if net.enable_rhi:
+        if net.enable_rhi and not speaks_bgp:
             unsupported("spec.network.enableRhi", "advertise routes by BGP")
         if net.enable_public_ip:
             unsupported("spec.network.enablePublicIP", "get public addresses of a cloud")
@@ -184,7 +189,7 @@ def infra_of(
                     "InvalidField",
                     "BGPPeerLabels cannot be set if EnableRhi is false.",
                 )
-            else:
+            elif not speaks_bgp:
                 unsupported("spec.network.bgpPeerLabels", "choose BGP peers")
         if net.listeners and not any(listener.enable_ssl for listener in net.listeners):
             refuse(
@@ -204,6 +209,11 @@ def infra_of(
             "NetworkNotFound",
             f'network "{network}" not found: create Network {network} with good ranges.',
         )
+    elif spec.network is not None and spec.network.enable_rhi and speaks_bgp:
+        for at, reason, remedy in _rhi_problems(
+            network, networks[network], spec.network.bgp_peer_labels
+        ):
+            refuse(at, reason, remedy)
     size = defaults.shard_size
     if spec.l7_settings is not None:
         try:
@@ -218,4 +228,30 @@ def infra_of(
     if no:
         return None, tuple(no)
     ports = tuple(sorted(listeners.values(), key=lambda listener: listener.port))
-    return Infra(setting, group, network, size, ports), ()
+    rhi = spec.network is not None and bool(spec.network.enable_rhi)
+    labels = tuple(spec.network.bgp_peer_labels) if spec.network is not None else ()
+    return Infra(setting, group, network, size, ports, rhi, labels), ()
+
+
+def _rhi_problems(
+    network: str, spec: NetworkSpec, labels: Iterable[str]
+) -> Iterator[tuple[str, str, str]]:
+    """(field, reason, remedy) of what keeps VIPs of a Network from being announced."""
+    if spec.bgp is None:
+        yield (
+            "spec.network.enableRhi",
+            "NetworkWithoutBgp",
+            f"Network {network} has no bgp: give it localAs and peers, or take enableRhi out.",
+        )
+        return
+    there = sorted({peer.label for peer in spec.bgp.peers if peer.label})
+    for i, label in enumerate(labels):
+        if label not in there:
+            yield (
+                f"spec.network.bgpPeerLabels[{i}]",
+                "BgpPeerLabelNotFound",
+                (
+                    f"No BGP peer of Network {network} has label {label}."
+                    f" Its labels: {', '.join(there) or 'none'}."
+                ),
+            )

@@ -19,6 +19,7 @@ __all__ = [
     "check_bgp_together",
     "check_password",
     "check_router_ids",
+    "check_served_bgp",
     "router_config",
 ]
 
@@ -169,6 +170,37 @@ def _holds(found: AddressRange, address: str) -> bool:
     except ValueError:
         return False
     return begin.version == ip.version == end.version and int(begin) <= int(ip) <= int(end)
+
+
+def check_served_bgp(name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
+    """As `check_bgp`, and what the controller doesn't act on yet."""
+    if spec.bgp is None or (wrong := check_bgp(name, spec)):
+        return wrong if spec.bgp is not None else ()
+    return tuple(
+        Refusal(
+            object=f"Network/{name}",
+            field=f"spec.bgp.peers[{i}].{field}",
+            reason="Unsupported",
+            remedy=remedy,
+            warning=warning,
+        )
+        for i, peer in enumerate(spec.bgp.peers)
+        for asked, field, remedy, warning in (
+            (
+                peer.password_secret is not None,
+                "passwordSecret",
+                "The controller doesn't read passwords of peers yet. Take the field out.",
+                False,
+            ),
+            (
+                peer.advertise_snat,
+                "advertiseSnat",
+                "Service Engines ask backends from their own addresses: nothing is announced.",
+                True,
+            ),
+        )
+        if asked
+    )
 
 
 def check_bgp_together(networks: Mapping[str, NetworkSpec]) -> dict[str, tuple[Refusal, ...]]:

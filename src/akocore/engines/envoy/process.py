@@ -195,7 +195,10 @@ class Engines:
     """The Envoys of one run directory; one akocore at a time (a lock says so).
 
     ``on_change(name)`` is called in the event loop whenever ``running[name]`` changed or went.
+    ``within(name)``: a command that becomes the one after it, in the Envoy's own surroundings.
     """
+
+    speaks_bgp = False
 
     def __init__(
         self,
@@ -209,6 +212,7 @@ class Engines:
         kill_after_s: float = 5.0,
         log_level: str = "warning",
         on_change: Callable[[str], None] = lambda _name: None,
+        within: Callable[[str], list[str]] = lambda _name: [],
     ) -> None:
         self._dir = run_dir.absolute()
         self._envoy = envoy
@@ -219,6 +223,7 @@ class Engines:
         self._kill_after_s = kill_after_s
         self._log_level = log_level
         self._on_change = on_change
+        self._within = within
         self._slots: dict[str, _Slot] = {}
         self._lock = -1
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -352,7 +357,7 @@ class Engines:
         ]
 
     def _digest(self, name: str, group: str) -> str:
-        parts = [self._envoy.version, *self._command(name)[1:]]
+        parts = [self._envoy.version, *self._within(name), *self._command(name)[1:]]
         return hashlib.sha256(
             "\0".join(parts).encode() + b"\0" + self._bootstrap(name, group)
         ).hexdigest()
@@ -466,9 +471,10 @@ class Engines:
         descriptor = os.open(log, flags, 0o600)
         try:
             slot.log_offset = os.fstat(descriptor).st_size
-            return os.posix_spawn(
-                self._envoy.path,
-                self._command(name),
+            command = [*self._within(name), *self._command(name)]
+            return os.posix_spawnp(
+                command[0],
+                command,
                 _environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -560,9 +566,14 @@ class Engines:
             self._drop(slot)
             return
         if grace_s > 0:
-            with contextlib.suppress(EngineError, TimeoutError):
+            try:
                 async with asyncio.timeout(grace_s):
                     await self.admin(slot.name).drain()
+            except (EngineError, TimeoutError):
+                pass
+            except asyncio.CancelledError:
+                slot.stopping = False  # who asks next goes on from here
+                raise
         for number, patience_s in ((signal.SIGTERM, self._kill_after_s), (signal.SIGKILL, None)):
             if slot.pidfd < 0:
                 break

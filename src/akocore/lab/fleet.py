@@ -1,0 +1,177 @@
+"""Service Engines of a controller in the lab: each an Envoy and an FRR in a network namespace.
+
+Envoy asks the controller over a unix socket, which has a path and so reaches into every network
+namespace.  Supervision is that of local Envoys; what is added is the place: made before the
+Envoy starts, and removed when traffic has gone elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from akocore.engines.envoy.process import Engines, Envoy
+from akocore.engines.frr.addresses import AddressError
+from akocore.engines.frr.config import RouterConfig, VipState
+from akocore.engines.frr.observe import Observed
+from akocore.engines.frr.process import FrrError, in_namespace
+from akocore.engines.frr.session import Session, SessionError
+from akocore.lab.topology import Engine, LabError, Topology
+
+__all__ = ["Fleet"]
+
+_AGAIN_S = 0.5  # after a router could not be told
+
+_log = logging.getLogger(__name__)
+
+
+class Fleet(Engines):
+    """The Service Engines of one controller, in ``topology``, which must be up.
+
+    ``drained_s``: how long an address is announced as about to go before it is withdrawn.
+    ``config_of(name, address)``: what the router of a new Service Engine does at first.
+    """
+
+    speaks_bgp = True
+
+    def __init__(
+        self,
+        topology: Topology,
+        run_dir: Path,
+        envoy: Envoy,
+        xds_socket: Path,
+        *,
+        concurrency: int = 1,
+        drained_s: float = 1.0,
+        on_change: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        super().__init__(
+            run_dir,
+            envoy,
+            xds_socket,
+            concurrency=concurrency,
+            on_change=on_change,
+            within=self._within_its_namespace,
+        )
+        self.topology = topology
+        self.drained_s = drained_s
+        self.config_of: Callable[[str, str], RouterConfig] = lambda name, address: RouterConfig(
+            name=name, router_id=address, local_as=64_512
+        )
+        self.problems: dict[str, str] = {}  # of Service Engines that could not be made
+        self._places: dict[str, Engine] = {}
+        self._routes: dict[str, RouterConfig] = {}
+        self._due: dict[str, asyncio.Event] = {}
+        self._tellers: dict[str, asyncio.Task[None]] = {}
+
+    def _within_its_namespace(self, name: str) -> list[str]:
+        return in_namespace(self.topology.namespaces.path(self._places[name].name), [])
+
+    def address(self, name: str) -> str:
+        """Where a Service Engine speaks BGP from; "" when it isn't there."""
+        place = self._places.get(name)
+        if place is None:
+            return ""
+        return self.topology.address(place.number, next(iter(self.topology.plan.networks)))
+
+    def session(self, name: str) -> Session | None:
+        place = self._places.get(name)
+        return self.topology.sessions.get(place.name) if place is not None else None
+
+    # ─── coming and going
+
+    async def ensure(self, group: str, names: Iterable[str]) -> None:
+        """As of local ones, with a place each.  What can't be made is in ``problems``."""
+        names = list(names)
+        for name in [n for n in self.problems if n.rpartition("-se-")[0] == group]:
+            if name not in names:
+                del self.problems[name]
+        await asyncio.gather(*(self._wire(name) for name in names if name not in self._places))
+        await super().ensure(group, [name for name in names if name in self._places])
+
+    async def _wire(self, name: str) -> None:
+        try:
+            place = await self.topology.wire_se(name, lambda at: self.config_of(name, at))
+        except (AddressError, FrrError, LabError, SessionError) as err:
+            self.problems[name] = str(err)
+            _log.warning("event=se_not_made se=%s why=%r", name, str(err))
+            return
+        self.problems.pop(name, None)
+        self._places[name] = place
+        self._due[name] = asyncio.Event()
+        self._tellers[name] = asyncio.create_task(self._tell(name))
+
+    async def stop(self, names: Iterable[str], grace_s: float | None = None) -> None:
+        """End Service Engines without losing traffic, unless ``grace_s`` is 0; remove their places.
+
+        Routers upstream are told that its addresses go, then that they are gone; only then the
+        Envoy stops listening.
+        """
+        await asyncio.gather(*(self._leave(name, grace_s) for name in list(names)))
+
+    async def _leave(self, name: str, grace_s: float | None) -> None:
+        if (teller := self._tellers.pop(name, None)) is not None:
+            teller.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await teller
+        session = self.session(name)
+        if session is not None and grace_s != 0:
+            with contextlib.suppress(AddressError, SessionError):
+                await self._withdraw(session)
+        await super().stop([name], grace_s)
+        if session is not None:
+            with contextlib.suppress(AddressError, SessionError):
+                await session.stop()
+        if (place := self._places.pop(name, None)) is not None:
+            await self.topology.unwire_se(place.name)
+        self._routes.pop(name, None)
+        self._due.pop(name, None)
+
+    async def _withdraw(self, session: Session) -> None:
+        if (config := session.config) is None:
+            return
+        await session.apply(msgspec.structs.replace(config, graceful_shutdown=True))
+        await asyncio.sleep(self.drained_s)
+        held = tuple(msgspec.structs.replace(v, state=VipState.HELD) for v in config.vips)
+        await session.apply(msgspec.structs.replace(config, vips=held))
+
+    async def stop_all(self, grace_s: float | None = None) -> None:
+        """End all of them at once: the lab ends with them."""
+        await super().stop_all(0 if grace_s is None else grace_s)
+
+    # ─── routing
+
+    def route(self, name: str, config: RouterConfig) -> None:
+        """Bring its router to ``config`` soon, and keep trying; a later call goes before."""
+        if name in self._tellers and self._routes.get(name) != config:
+            self._routes[name] = config
+            self._due[name].set()
+
+    async def _tell(self, name: str) -> None:
+        due = self._due[name]
+        while True:
+            await due.wait()
+            due.clear()
+            session = self.session(name)
+            if session is None:
+                return
+            try:
+                await session.apply(self._routes[name])
+            except (AddressError, SessionError) as err:
+                _log.warning("event=se_not_told se=%s why=%r", name, str(err))
+                await asyncio.sleep(_AGAIN_S)
+                due.set()
+
+    async def observe(self, name: str) -> Observed | None:
+        """What its router does now; None when it doesn't answer."""
+        if (session := self.session(name)) is None:
+            return None
+        try:
+            return await session.observe()
+        except (AddressError, SessionError):
+            return None

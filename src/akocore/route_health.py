@@ -1,0 +1,308 @@
+"""Route health injection: an address is announced by just the Service Engines that serve it.
+
+A Service Engine announces a VIP while its Envoy runs, has taken the virtual service's listeners
+and refuses none of them.  An Envoy that is lost takes its announcements with it at once; what is
+planned goes by degrees: announced as about to go, withdrawn, given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from akocore.engines.envoy.ads import Engine
+from akocore.engines.envoy.process import EngineProcess
+from akocore.engines.envoy.resources import LDS
+from akocore.engines.frr.config import RouterConfig, Vip, VipState, host_prefix
+from akocore.engines.frr.observe import Observed
+from akocore.events import Events
+from akocore.place.virtual_services import Home, VirtualService
+from akocore.reconcile import Reconciler
+from akocore.translate.rhi import router_config
+
+__all__ = ["RouteHealth", "RoutedEngines"]
+
+_LOOK_S, _HURRIED_S = 1.0, 0.05
+_TAKEN_IN_S = 0.2
+_NO_AS = 64_512  # of a router that no Network has peers for
+
+
+class RoutedEngines(Protocol):
+    """Service Engines that have a router each."""
+
+    config_of: Callable[[str, str], RouterConfig]
+    problems: dict[str, str]  # of those that could not be made
+
+    @property
+    def running(self) -> dict[str, EngineProcess]: ...
+    def address(self, name: str) -> str: ...
+    def route(self, name: str, config: RouterConfig) -> None: ...
+    async def observe(self, name: str) -> Observed | None: ...
+
+
+class RouteHealth:
+    """Keeps each router's VIPs as its Envoy deserves, and says when a session changes.
+
+    ``drained_s`` and ``held_s``: how long a virtual service that leaves a Service Engine is
+    announced as about to go, and then still answers there.
+    """
+
+    def __init__(
+        self,
+        at: Reconciler,
+        engines: RoutedEngines,
+        events: Events,
+        *,
+        drained_s: float = 1.0,
+        held_s: float = 1.0,
+    ) -> None:
+        self.observed: dict[str, Observed] = {}
+        self.hurried: Callable[[], bool] = lambda: False  # whether somebody waits for a look
+        self.on_look: Callable[[], None] = lambda: None
+        self._at = at
+        self._engines = engines
+        self._events = events
+        self._drained_s = drained_s
+        self._held_s = held_s
+        self._due = asyncio.Event()
+        # By (Service Engine, address):
+        self._announced: dict[tuple[str, str], int | None] = {}  # the Envoy's pid
+        self._since: dict[tuple[str, str, int | None], int] = {}  # publication to wait for
+        self._leaving: dict[tuple[str, str], float] = {}  # since when, in the loop's time
+        self._lost: dict[str, Engine | None] = {}  # the stream of an Envoy that ended
+        self._told: dict[str, float] = {}  # address → since when routers are told the way to it
+        self._said: dict[tuple[str, str, str], bool] = {}
+        engines.config_of = self.config
+
+    def due(self) -> None:
+        """Something has changed that may concern a route."""
+        self._due.set()
+
+    def engine_changed(self, name: str) -> None:
+        """An Envoy started or ended.  Its stream may be seen to end only later."""
+        process = self._engines.running.get(name)
+        if process is None:
+            self._lost.pop(name, None)
+        elif process.pid is None:
+            self._lost[name] = self._at.ads.engines.get(name)
+        self.due()
+
+    async def run(self) -> None:
+        """Follow, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._look())
+
+    async def _follow(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            for name in self._engines.running:
+                if address := self._engines.address(name):
+                    self._engines.route(name, self.config(name, address))
+
+    # ── what a router is to do ──────────────────────────────────────────────────────────────
+
+    def config(self, name: str, address: str) -> RouterConfig:
+        """What the router of a Service Engine must do now.  Cost: the virtual services."""
+        networks = {n: s for n, s in self._at.infrastructure.networks.items() if s.bgp is not None}
+        vips = self._vips(name)
+        return router_config(name, address, networks, vips) or RouterConfig(
+            name=name, router_id=address, local_as=_NO_AS, vips=tuple(vips)
+        )
+
+    def _vips(self, name: str) -> list[Vip]:
+        process = self._engines.running.get(name)
+        if process is None:
+            return []
+        vips: dict[str, Vip] = {}
+        for service in self._at.placement.services.values():
+            for home in service.homes:
+                if home.group != process.group:
+                    continue
+                state = self._state(name, process.pid, service, home)
+                before = vips.get(home.address)
+                if state is None or (before is not None and state is VipState.HELD):
+                    continue
+                vips[home.address] = Vip(
+                    address=home.address,
+                    network=home.network,
+                    labels=service.infra.bgp_peer_labels,
+                    state=state,
+                )
+        self._forget(name, vips)
+        return list(vips.values())
+
+    def _forget(self, name: str, there: dict[str, Vip]) -> None:
+        for key in [k for k in self._announced if k[0] == name and k[1] not in there]:
+            del self._announced[key]
+        for key in [k for k in self._leaving if k[0] == name and k[1] not in there]:
+            del self._leaving[key]
+        for last in [k for k in self._since if k[0] == name and k[1] not in there]:
+            del self._since[last]
+
+    def _state(
+        self, name: str, pid: int | None, service: VirtualService, home: Home
+    ) -> VipState | None:
+        """How a Service Engine has an address; None: not at all."""
+        key = (name, home.address)
+        if not self._at.scale.has(service.name, home.group, name):
+            return self._leave(key, pid)
+        self._leaving.pop(key, None)
+        wanted = service.infra.rhi if home is service.homes[-1] else key in self._announced
+        if not wanted or not self._serves(name, pid, service, home):
+            self._announced.pop(key, None)
+            return VipState.HELD
+        self._announced[key] = pid
+        left = home.address in service.left and service.settled == service.homes[-1].address
+        return VipState.DRAINING if left else VipState.ADVERTISED
+
+    def _leave(self, key: tuple[str, str], pid: int | None) -> VipState | None:
+        """The next degree of an address that a Service Engine gives up by plan."""
+        if key not in self._announced and key not in self._leaving:
+            return None
+        loop = asyncio.get_running_loop()
+        began = self._leaving.setdefault(key, loop.time())
+        age = loop.time() - began
+        for until, state in (
+            (self._drained_s, VipState.DRAINING),
+            (self._drained_s + self._held_s, VipState.HELD),
+        ):
+            if age < until and (state is VipState.HELD or self._announced.get(key) == pid):
+                loop.call_later(until - age + 0.01, self.due)
+                return state
+        return None
+
+    def _serves(self, name: str, pid: int | None, service: VirtualService, home: Home) -> bool:
+        """Whether an Envoy answers at the address of a virtual service."""
+        if pid is None:
+            return False
+        key, engine = (name, home.address), self._at.ads.engines.get(name)
+        announced = self._announced.get(key) == pid
+        if engine is None or engine is self._lost.get(name):
+            return announced  # without its stream it serves on with what it has
+        catalog = self._at.ads.catalog(home.group)
+        names = [f"{service.name}/{home.address}:{p.port}" for p in service.infra.listeners]
+        if any(one not in catalog.resources[LDS] or (LDS, one) in engine.rejected for one in names):
+            return False
+        if announced:
+            return True
+        wanted = self._since.setdefault((*key, pid), catalog.sequence)
+        return engine.answers and engine.acknowledged >= wanted
+
+    @property
+    def lacks(self) -> bool:
+        """Whether a Service Engine could not be made: it is worth another try."""
+        return bool(self._engines.problems)
+
+    def announced(self, address: str) -> list[str]:
+        """The Service Engines that are to announce an address now."""
+        return sorted(name for name, one in self._announced if one == address)
+
+    def carried(self, service: VirtualService) -> bool:
+        """Whether routers have been told the way to where a virtual service is to be.
+
+        BGP has no acknowledgement, so they get a moment to take it in.
+        """
+        if not service.infra.rhi or not service.homes:
+            return True
+        address = service.homes[-1].address
+        prefix = host_prefix(address)
+        told = any(
+            prefix in told
+            for name in self.announced(address)
+            if (found := self.observed.get(name)) is not None
+            for told in found.advertised.values()
+        )
+        if not told:
+            self._told.pop(address, None)
+            return False
+        now = asyncio.get_running_loop().time()
+        return now - self._told.setdefault(address, now) >= _TAKEN_IN_S
+
+    def judge(self, service: VirtualService, said: dict[str, Any]) -> None:
+        """Add to the status of a virtual service who announces it, and what is wrong with that."""
+        announced = self.announced(said["vip"])
+        said["announcedBy"] = announced
+        if service.infra.rhi and (
+            silent := [n for n in said["serviceEngines"] if n not in announced]
+        ):
+            why = [said["why"]] if said["why"] else []
+            said["why"] = "; ".join([*why, f"{', '.join(silent)} doesn't announce it"])
+            said["state"] = "degraded" if said["state"] == "up" else said["state"]
+        missing = {
+            n: p
+            for n, p in self._engines.problems.items()
+            if n.rpartition("-se-")[0] == said["seGroup"]
+        }
+        if missing and said["state"] != "up":
+            why = [said["why"], *(f"{name}: {problem}" for name, problem in missing.items())]
+            said["why"] = "; ".join(filter(None, why))
+        for name in announced:
+            found = self.observed.get(name)
+            if found is not None and not found.established:
+                why = [said["why"]] if said["why"] else []
+                said["why"] = "; ".join([*why, f"{name} has a BGP session that is down"])
+                said["state"] = "degraded" if said["state"] == "up" else said["state"]
+
+    # ── what routers do ─────────────────────────────────────────────────────────────────────
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_HURRIED_S if self.hurried() else _LOOK_S)
+            await self.look()
+            self.on_look()
+
+    async def look(self) -> None:
+        """Ask every router, and say what has changed since."""
+        names = list(self._engines.running)
+        for name, found in zip(
+            names, await asyncio.gather(*map(self._engines.observe, names)), strict=True
+        ):
+            if found is None:
+                self.observed.pop(name, None)
+                continue
+            self.observed[name] = found
+            for bgp in found.bgp:
+                note = f"BGP with {bgp.peer} (AS {bgp.remote_as})"
+                why = f": {bgp.why}" if bgp.why is not None else ""
+                self._say(name, "Bgp", bgp.peer, bgp.why is None, f"{note} is", why)
+            for bfd in found.bfd:
+                up = bfd.state == "up"
+                self._say(name, "Bfd", bfd.peer, up, f"BFD with {bfd.peer} is", f": {bfd.said}")
+        for name in [n for n in self.observed if n not in names]:
+            del self.observed[name]
+        self._said = {k: up for k, up in self._said.items() if k[0] in names}
+
+    def _say(self, name: str, kind: str, peer: str, up: bool, note: str, why: str) -> None:
+        key = (name, kind, peer)
+        before = self._said.get(key)
+        self._said[key] = up
+        if up and before is not True:
+            self._events.say(f"ServiceEngine/{name}", "Normal", f"{kind}Up", f"{note} up.")
+        elif before and not up:
+            text = f"{note} down{why if why.strip(': ') else ''}."
+            self._events.say(f"ServiceEngine/{name}", "Warning", f"{kind}Down", text)
+
+    def shown(self, name: str) -> dict[str, Any]:
+        """The routing of a Service Engine, for its status."""
+        found = self.observed.get(name)
+        if found is None:
+            return {"address": self._engines.address(name), "bgp": [], "bfd": [], "advertised": []}
+        return {
+            "address": self._engines.address(name),
+            "bgp": [
+                {
+                    "peer": s.peer,
+                    "remoteAs": s.remote_as,
+                    "state": s.state,
+                    "why": str(s.why or ""),
+                    "upSeconds": s.up_s,
+                    "prefixes": s.told,
+                }
+                for s in found.bgp
+            ],
+            "bfd": [{"peer": s.peer, "state": s.state} for s in found.bfd],
+            "advertised": sorted({p for told in found.advertised.values() for p in told}),
+        }
