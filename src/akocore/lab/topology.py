@@ -667,10 +667,10 @@ def _check_running(name: str, router: Router) -> None:
             raise LabError(f"{daemon} of {name} doesn't run: {record.last_exit or 'no zebra'}.")
 
 
-async def _all(several: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def _all(several: Iterable[Coroutine[Any, Any, object]]) -> None:
     """Await all to their end, also when one fails; then raise the first failure."""
     for outcome in await asyncio.gather(*several, return_exceptions=True):
-        if outcome is not None:
+        if isinstance(outcome, BaseException):
             raise outcome
 
 
