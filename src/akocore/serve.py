@@ -32,7 +32,7 @@ from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.observe.watch import Watch
 from akocore.place.state import Facts, SharedFacts, State, StateError
-from akocore.realise_l4 import Published
+from akocore.realise_l4 import At, Published
 from akocore.reconcile import Move, Reconciler
 from akocore.route_health import RoutedEngines, RouteHealth
 
@@ -241,6 +241,7 @@ class Serve:
         self._committing = asyncio.Lock()
         self._said: tuple[object, object] = (None, None)
         self._nacks_said = 0
+        self._rejected_l4: set[tuple[str, At]] = set()
         self._resting = 0  # old places that serve on, or rest, for a while
         self._batches = 0
 
@@ -575,9 +576,7 @@ class Serve:
         if nacks != self._nacks_said:
             self._nacks_said = nacks
             self._say(self.reconciler.realiser.rejected_ingresses())
-            for vs, place in status_l4.rejected(self.reconciler):
-                self.reconciler.l4.touch_listener(vs, place)
-            self._say_l4()
+            self._say_rejected_l4()
 
     def _settle_moves(self) -> None:
         for move in list(self._moving):
@@ -604,7 +603,16 @@ class Serve:
             if host in at.hosts
         )
 
+    def _say_rejected_l4(self) -> None:
+        """What engines refuse of L4, or no longer do.  Cost: nothing while they refuse nothing."""
+        before, self._rejected_l4 = self._rejected_l4, set(status_l4.rejected(self.reconciler))
+        for vs, at in before | self._rejected_l4:
+            self.reconciler.l4.touch_listener(vs, at)
+        if before or self._rejected_l4:
+            self._say_l4()
+
     def _fleet_changed(self, group: str) -> None:
+        self._say_rejected_l4()
         if self.sink is not None:
             for service in self.reconciler.placement.services.values():
                 if any(home.group == group for home in service.homes):

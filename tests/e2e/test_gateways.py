@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -380,6 +381,29 @@ async def test_an_ingress_and_a_gateway_share_the_cluster_of_a_service_port(
         for name in resources
     }
     assert clusters == {"b/default/web/80"}
+
+
+async def test_a_port_that_somebody_else_has_is_told_until_it_is_free(walked: L4House) -> None:
+    other = await walked.server("other")
+    with socket.create_server((walked.vip(), 81 + walked.house.offset)):
+        walked.write("gateway.yaml", gateway("TCP/80", "TCP/81"))
+        text = service("other", "TCP/81", to=[other.at], gateway="avi-alb-gw")
+        walked.write("other.yaml", text)
+        said = await walked.until_refused("Gateway", "avi-alb-gw", "EngineRejected")
+        assert said.startswith("spec.listeners[1]: ")
+        assert "in use" in said
+        states = [(one["port"], one["ready"]) for one in walked.gateway()["listeners"]]
+        assert states == [(80, True), (81, False)]
+        assert await walked.who(walked.external("hello"), 80) == "hello"
+        assert not walked.external("other")
+    await walked.until(lambda: bool(walked.vip()) and bool(walked.external("other")))
+    assert await walked.who(walked.vip(), 81) == "other"
+    accepted = [
+        event
+        for event in walked.house.serve.events
+        if (event.object, event.reason) == ("Gateway/default/avi-alb-gw", "Accepted")
+    ]
+    assert accepted  # and nothing else had to happen for it
 
 
 def _akocore(running: Running, *words: str) -> str:

@@ -56,6 +56,7 @@ class Addresses(RuleBasedStateMachine):
         self.ipam = Ipam(spec)
         self.all = addresses(spec)
         self.owners: dict[str, str] = {}
+        self.held: dict[str, str] = {}  # address left, not let go yet → who had it
 
     @rule(target=owner, n=st.integers(0, 9))
     def somebody(self, n: int) -> str:
@@ -63,11 +64,36 @@ class Addresses(RuleBasedStateMachine):
 
     @rule(owner=owner)
     def give(self, owner: str) -> None:
-        free = [a for a in self.all if a not in self.owners.values()]
+        taken = {*self.owners.values(), *self.held}
+        free = [a for a in self.all if a not in taken]
         want = self.owners.get(owner) or next(iter(free), None)
         assert self.ipam.give(owner) == want
         if want is not None:
             self.owners[owner] = want
+
+    @rule(owner=owner, data=st.data())
+    def give_just_one(self, owner: str, data: st.DataObject) -> None:
+        address = data.draw(st.sampled_from([*self.all, "192.0.2.1", "2001:db8::1", "nonsense"]))
+        holder = self._holder(address) or owner
+        want = address if address in self.all and holder == owner else None
+        assert self.ipam.give(owner, address) == want
+        if want is not None:
+            had = self.owners.get(owner)
+            self.held.pop(want, None)
+            if had not in (None, want):
+                self.held[str(had)] = owner
+            self.owners[owner] = want
+        assert self.ipam.holder(address) == self._holder(address)
+
+    def _holder(self, address: str) -> str | None:
+        return next((o for o, a in self.owners.items() if a == address), self.held.get(address))
+
+    @rule(owner=owner, data=st.data())
+    def let_go(self, owner: str, data: st.DataObject) -> None:
+        address = data.draw(st.sampled_from(self.all))
+        self.ipam.let_go(owner, address)
+        if self.held.get(address) == owner:
+            del self.held[address]
 
     @rule(owner=owner)
     def release(self, owner: str) -> None:
@@ -77,10 +103,11 @@ class Addresses(RuleBasedStateMachine):
     @rule(owner=owner, data=st.data())
     def take(self, owner: str, data: st.DataObject) -> None:
         address = data.draw(st.sampled_from([*self.all, "192.0.2.1", "2001:db8::1"]))
-        holder = next((o for o, a in self.owners.items() if a == address), owner)
+        holder = self._holder(address) or owner
         can = address in self.all and holder == owner and self.owners.get(owner, address) == address
         assert self.ipam.take(owner, address) == can
         if can:
+            self.held.pop(address, None)
             self.owners[owner] = address
 
     @rule()
@@ -88,13 +115,14 @@ class Addresses(RuleBasedStateMachine):
         fresh = Ipam(self.ipam.spec)
         for owner, address in self.owners.items():
             assert fresh.take(owner, address)
+        self.held.clear()
         self.ipam = fresh
 
     @invariant()
     def nobody_shares_and_the_count_is_right(self) -> None:
         assert self.ipam.owners == self.owners
         assert len(set(self.owners.values())) == len(self.owners)
-        assert self.ipam.free == len(self.all) - len(self.owners)
+        assert self.ipam.free == len(self.all) - len(self.owners) - len(self.held)
 
 
 TestAddresses = Addresses.TestCase

@@ -370,3 +370,51 @@ def test_what_is_absent_after_the_first_list_is_forgotten(bench: Bench) -> None:
     assert set(bench.state.room("shard")) == {"gold/a.test"}
     assert dict(bench.state.room("vip")) == {"blue/cluster--Shared-L7-1": "10.0.0.2"}
     assert bench.settled(5) == "10.0.0.1"
+
+
+def test_an_address_of_its_own_is_a_new_home_and_the_old_one_is_nobodys_meanwhile(
+    bench: Bench,
+) -> None:
+    service = bench.placement.l4_service("cluster--d-gw", infra())
+    bench.placement.settle(service)
+    assert [home.address for home in service.homes] == ["10.0.0.1"]
+    service.wanted = "10.0.0.7"
+    bench.placement.settle(service)
+    assert [home.address for home in service.homes] == ["10.0.0.1", "10.0.0.7"]
+    assert service.shown is not None
+    assert service.shown.address == "10.0.0.1"  # until every engine has the other
+    other = bench.placement.l4_service("cluster--d-other", infra())
+    bench.placement.settle(other)
+    assert other.homes[-1].address == "10.0.0.2"
+    bench.placement.leave(service, service.homes[0])
+    third = bench.placement.l4_service("cluster--d-third", infra())
+    bench.placement.settle(third)
+    assert third.homes[-1].address == "10.0.0.1"
+
+
+@pytest.mark.parametrize("wanted", ["10.0.0.2", "10.9.9.9", "nonsense"])
+def test_an_address_that_it_may_not_have_leaves_it_where_it_is(bench: Bench, wanted: str) -> None:
+    service, other = (bench.placement.l4_service(name, infra()) for name in ("a", "b"))
+    for one in (service, other):
+        bench.placement.settle(one)
+    service.wanted = wanted
+    assert bench.placement.settle(service) is None
+    assert [home.address for home in service.homes] == ["10.0.0.1"]
+    assert (service.misplaced, service.exhausted) == (True, "")
+    bench.placement.retire(other)
+    assert (bench.placement.settle(service) is not None) == (wanted == "10.0.0.2")
+
+
+def test_an_address_of_its_own_is_remembered_and_what_it_had_before_is_free(bench: Bench) -> None:
+    service = bench.placement.l4_service("a", infra())
+    bench.placement.settle(service)
+    placement = bench.restart()
+    service = placement.l4_service("a", infra())
+    service.wanted = "10.0.0.9"  # edited while nobody ran
+    placement.settle(service)
+    assert [home.address for home in service.homes] == ["10.0.0.9"]
+    assert placement.pools["blue"].free == 8
+    placement = bench.restart()
+    service = placement.l4_service("a", infra())
+    placement.settle(service)
+    assert [home.address for home in service.homes] == ["10.0.0.9"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from akocore.translate.names import Names
@@ -125,3 +127,25 @@ def test_an_evh_policy_set_is_hashed() -> None:
 
 def test_a_dedicated_evh_service_keeps_its_suffix_outside_the_hash() -> None:
     assert EVH.dedicated("", "foo.com") == "cluster--fc94484f7312a22cfb5bcc517b05649e256c24a8-EVH"
+
+
+@pytest.mark.parametrize(
+    "made, name",
+    [
+        (SNI.l4("default", "avi-alb-gw"), "cluster--default-avi-alb-gw"),
+        (SNI.l4_pool("default", "hello", "TCP", 80), "cluster--default-hello-TCP-80"),
+        (
+            SNI.l4_pool("default", "hello", "TCP", 8080, "avi-alb-gw"),
+            "cluster--default-hello-avi-alb-gw-TCP-8080",
+        ),
+    ],
+    ids=["virtual-service", "pool-of-a-service", "pool-of-a-gateway-or-shared-vip"],
+)
+def test_l4_names_have_namespace_name_protocol_and_port(made: str, name: str) -> None:
+    assert made == name
+
+
+def test_l4_names_are_hashed_under_evh() -> None:
+    plain = SNI.l4_pool("default", "hello", "UDP", 53)
+    digest = hashlib.sha1(plain.encode(), usedforsecurity=False).hexdigest()
+    assert EVH.l4_pool("default", "hello", "UDP", 53) == f"cluster--{digest}"
