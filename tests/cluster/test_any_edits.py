@@ -30,6 +30,9 @@ CLASSES = st.sampled_from(["critical-ic", "critical-ic", "avi-lb", None, "nowher
 SIZES = st.sampled_from(["LARGE", "MEDIUM", "SMALL", "DEDICATED", "HUGE"])
 NETWORKS = st.sampled_from(["vips", "default", "nowhere"])
 ENDS = st.sampled_from(["127.10.16.254", "127.10.16.229", "127.10.17.3", "127.10.16.1"])
+GATEWAYS = st.sampled_from(["gw1", "gw2"])
+ADDRESSES = st.sampled_from(["", "", "127.10.16.226", "127.10.16.251", "127.10.99.1"])
+L4_PORTS = st.lists(st.sampled_from([("TCP", 90), ("UDP", 90), ("TCP", 91)]), unique=True)
 PATHS = st.sampled_from(["/", "/shop", "/shop/cart", "no-slash"])
 
 
@@ -119,6 +122,73 @@ class World(RuleBasedStateMachine):
                 "stringData": data,
             }
         )
+
+    # ── L4 ──────────────────────────────────────────────────────────────────────────────────
+
+    @rule(setting=st.sampled_from(["critical.infra", "nowhere", None]), ours=st.booleans())
+    def gateway_class(self, setting: str | None, ours: bool) -> None:
+        spec: dict[str, Any] = {
+            "controller": "ako.vmware.com/avi-lb" if ours else "example.com/another"
+        }
+        if setting is not None:
+            kind = {"group": "ako.vmware.com", "kind": "AviInfraSetting"}
+            spec["parametersRef"] = {**kind, "name": setting}
+        self.put(
+            {
+                "apiVersion": "networking.x-k8s.io/v1alpha1",
+                "kind": "GatewayClass",
+                "metadata": {"name": "critical-gwc"},
+                "spec": spec,
+            }
+        )
+
+    @rule(name=GATEWAYS, ports=L4_PORTS, address=ADDRESSES, labels=GATEWAYS)
+    def gateway(self, name: str, ports: list[tuple[str, int]], address: str, labels: str) -> None:
+        chosen = {
+            "ako.vmware.com/gateway-namespace": "default",
+            "ako.vmware.com/gateway-name": labels if ports[1:] else name,
+        }
+        routes = {"group": "v1", "kind": "Service", "selector": {"matchLabels": chosen}}
+        self.put(
+            {
+                "apiVersion": "networking.x-k8s.io/v1alpha1",
+                "kind": "Gateway",
+                "metadata": {"name": name},
+                "spec": {
+                    "gatewayClassName": "critical-gwc",
+                    "addresses": [{"value": address}] if address else [],
+                    "listeners": [
+                        {"protocol": protocol, "port": port, "routes": routes}
+                        for protocol, port in ports
+                    ],
+                },
+            }
+        )
+
+    @rule(n=APPS, ports=L4_PORTS, gateway=st.sampled_from(["gw1", "gw2", ""]), shared=st.booleans())
+    def balanced(self, n: int, ports: list[tuple[str, int]], gateway: str, shared: bool) -> None:
+        """A Service of type LoadBalancer, and perhaps no server behind it."""
+        service, *rest = self.controller.app_items(n, None)
+        labels = {
+            "ako.vmware.com/gateway-namespace": "default",
+            "ako.vmware.com/gateway-name": gateway,
+        }
+        meta = {"name": f"hello{n}", "labels": labels if gateway else {}}
+        if shared:
+            meta["annotations"] = {"ako.vmware.com/enable-shared-vip": "front"}
+        listed = [
+            {"name": f"{protocol.lower()}-{port}", "protocol": protocol, "port": port}
+            for protocol, port in ports
+        ]
+        spec = {"type": "LoadBalancer", "ports": [*service["spec"]["ports"], *listed]}
+        self.put({**service, "metadata": meta, "spec": spec})
+        for item in rest:
+            if item["kind"] == "EndpointSlice":
+                self.put(item)
+
+    @rule(name=GATEWAYS)
+    def no_gateway(self, name: str) -> None:
+        self.drop("Gateway", name)
 
     # ── infrastructure ──────────────────────────────────────────────────────────────────────
 

@@ -235,6 +235,14 @@ async def test_what_is_refused_is_said_on_both_objects_and_taken_back(walk: Walk
     events = walk.kubectl("get", "events", "-o", "json")
     assert {"InvalidParameters", "Programmed"} <= {e["reason"] for e in json.loads(events)["items"]}
 
+    other = CLASS.replace("ako.vmware.com/avi-lb", "example.com/another")
+    walk.apply(other)  # from now on another controller speaks for them
+    await walk.until(lambda: not walk.get("gatewayclass", "critical-gwc")["conditions"])
+    await walk.until(lambda: not walk.get("gateway", "avi-alb-gw")["conditions"])
+    await walk.until(walk.shows(hello="<pending>"))
+    walk.apply(CLASS)
+    await walk.until(walk.shows(hello="127.10.16.227"))
+
     walk.kubectl("label", "service", "hello", "ako.vmware.com/gateway-name-")
     await walk.until(walk.shows(hello="<pending>"))
     spec = {"spec": {"type": "ClusterIP"}}

@@ -63,6 +63,7 @@ async def world(controller: Controller) -> World:
             item
         )
         for item in json.loads(raw)["items"]
+        if item["metadata"]["name"] != "kubernetes"  # the API server's own, which comes and goes
     }
     return {"engines": engines, "said": said}
 

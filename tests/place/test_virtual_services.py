@@ -418,3 +418,34 @@ def test_an_address_of_its_own_is_remembered_and_what_it_had_before_is_free(benc
     service = placement.l4_service("a", infra())
     placement.settle(service)
     assert [home.address for home in service.homes] == ["10.0.0.9"]
+
+
+def test_a_restart_leaves_it_where_it_is_while_it_may_not_have_the_address(bench: Bench) -> None:
+    bench.settled(0)
+    service = bench.placement.l4_service("a", infra())
+    bench.placement.settle(service)
+    assert service.homes[-1].address == "10.0.0.2"
+    placement = bench.restart()
+    bench.settled(0)
+    service = placement.l4_service("a", infra())
+    service.wanted = "10.0.0.1"
+    placement.settle(service)
+    assert [home.address for home in service.homes] == ["10.0.0.2"]
+    assert service.misplaced
+    assert "a" in placement.waiting
+
+
+def test_a_restart_leaves_it_in_the_network_that_it_could_not_leave(bench: Bench) -> None:
+    bench.networks["red"] = addresses(1, 1, "10.0.1")
+    bench.placement.set_networks(bench.networks)
+    bench.settled(0, infra(network="red"))
+    assert bench.settled(1) == "10.0.0.1"
+    service = bench.service(1)
+    service.infra = infra(network="red")
+    assert bench.placement.settle(service) is None
+    placement = bench.restart()
+    bench.settled(0, infra(network="red"))
+    service = bench.service(1, infra(network="red"))
+    placement.settle(service)
+    assert [(home.network, home.address) for home in service.homes] == [("blue", "10.0.0.1")]
+    assert service.exhausted == "red"

@@ -16,7 +16,7 @@ from akocore.kube.objects import Condition, Gateway, GatewayClass, Object, Servi
 from akocore.reconcile import Reconciler
 from akocore.translate.classes import CONTROLLER
 
-__all__ = ["SERVICE_CONDITION", "may_be_ours", "news", "says", "wanted", "with_status"]
+__all__ = ["SERVICE_CONDITION", "may_be_ours", "news", "nothing", "says", "wanted", "with_status"]
 
 SERVICE_CONDITION: Final = "akocore.io/Accepted"
 
@@ -51,6 +51,20 @@ def may_be_ours(obj: Object) -> bool:
     if isinstance(obj, Service):
         return any(one.type == SERVICE_CONDITION for one in obj.status.conditions)
     return isinstance(obj, Gateway | GatewayClass) and bool(obj.status.conditions)
+
+
+def nothing(obj: Object) -> dict[str, Any]:
+    """The status of an object of which we say nothing any more.
+
+    A custom resource keeps its fields: the API server takes no status that is null.
+    """
+    match obj:
+        case Gateway():
+            return {"addresses": [], "conditions": [], "listeners": []}
+        case GatewayClass():
+            return {"conditions": []}
+        case _:
+            return {}
 
 
 def says(obj: Object, status: dict[str, Any]) -> bool:

@@ -360,7 +360,8 @@ class StatusWriter:
         wanted = l4_status.wanted(self._at, kind, key, self._serve.show_listener_later)
         if wanted is None:  # not ours, or no longer: what we wrote goes
             if l4_status.may_be_ours(obj) and await self._is_ours(kind, obj):
-                await self._apply_status(obj, int(obj.metadata.resource_version or 0), {})
+                version = int(obj.metadata.resource_version or 0)
+                await self._apply_status(obj, version, l4_status.nothing(obj))
         elif not l4_status.says(obj, wanted):
             version = int(obj.metadata.resource_version or 0)
             if await self._apply_status(obj, version, wanted) is None:

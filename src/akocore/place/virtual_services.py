@@ -184,28 +184,33 @@ class Placement:
         """Give the service the home that its infra wants; the new home, or None if it has it.
 
         Without a free address `VirtualService.exhausted` names the Network, and what serves
-        goes on serving.
+        goes on serving: also what did before a restart.
         """
         infra = service.infra
         pool = self.pools.get(infra.network)
-        if pool is None:
-            address = None
-        elif self.decides:
-            had = pool.owners.get(service.name)
+        had = pool.owners.get(service.name) if pool is not None else None
+        address = had
+        if pool is not None and self.decides:
             address = pool.give(service.name, service.wanted)
             if had is not None and all(home.address != had for home in service.homes):
                 pool.let_go(service.name, had)
-        else:
-            address = pool.owners.get(service.name)
         if address is None:
             full = self.decides and not service.wanted
             service.exhausted = infra.network if full else ""
             self.waiting.add(service.name)
+            if not service.homes:  # as before a restart, until it gets what it wants
+                for network, other in self.pools.items():
+                    if (kept := other.owners.get(service.name)) is not None:
+                        return self._move_in(service, network, kept)
             return None
         service.exhausted = ""
         self.waiting.discard(service.name)
-        wanted = Home(infra.group, infra.network, address)
-        self.state.put("vip", f"{infra.network}/{service.name}", address)
+        return self._move_in(service, infra.network, address)
+
+    def _move_in(self, service: VirtualService, network: str, address: str) -> Home | None:
+        """An address is the service's: its new home there, or None if it has it."""
+        wanted = Home(service.infra.group, network, address)
+        self.state.put("vip", f"{network}/{service.name}", address)
         if service.homes and service.homes[-1] == wanted:
             return None
         if wanted in service.homes:
