@@ -178,9 +178,9 @@ class ControlPlane:
 
     def empty(self) -> None:
         """Take away what tests make: applications, settings, mirrors, the Lease."""
-        self.kubectl(
-            "delete", "--all", "--wait=false", "ingress,service,endpointslice,secret,event"
-        )
+        # All but Service kubernetes, which the API server would make again, at any moment.
+        users = ("-l", "component!=apiserver", "--wait=false")
+        self.kubectl("delete", *users, "ingress,service,endpointslice,secret,event")
         gateways = "gateways.networking.x-k8s.io,gatewayclasses.networking.x-k8s.io"
         self.kubectl("delete", "--all", "--wait=false", gateways)
         own = "ais,networks,serviceenginegroups,vsvips,virtualservices,serviceengines,replicas"
