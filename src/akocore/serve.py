@@ -539,6 +539,11 @@ class Serve:
         shown = (*self._to_show.values(), *self._to_show_l4.values())
         return bool(self._moving) or any(shown)
 
+    def engine_forgotten(self, name: str) -> None:
+        """A Service Engine that was no process of ours went long ago."""
+        if self.sink is not None:
+            self.sink.touch("ServiceEngine", name)
+
     @property
     def engine_names(self) -> set[str]:
         """Every Service Engine that there is, or was not long ago."""

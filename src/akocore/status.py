@@ -324,7 +324,7 @@ def service_engines(
                 "status": {
                     "state": state,
                     "pid": process.pid if process else None,
-                    "restarts": process.restarts if process else 0,
+                    "restarts": process.restarts if process else None,
                     "lastExit": process.last_exit if process else "",
                     "adopted": process.adopted if process else False,
                     "controller": engine.controller if isinstance(engine, Elsewhere) else "",
@@ -337,7 +337,7 @@ def service_engines(
                         for service in at.placement.services.values()
                         if any(home.group == group for home in service.homes)
                     ),
-                    "requests": sum(counts.values()),
+                    "requests": sum(counts.values()) if process else None,
                     "requestsByVirtualService": dict(counts),
                 },
             }

@@ -178,6 +178,7 @@ async def test_engines_elsewhere_serve_a_clusters_ingresses(site: Site) -> None:
 
 async def test_too_few_engines_are_said_and_none_is_started(site: Site) -> None:
     site.one.apps(3, "critical-ic")
+    site.one.flags += ["--lease-duration", "1"]
     await site.one.start()
 
     def said(state: str, why: str) -> Callable[[], bool]:
@@ -196,6 +197,7 @@ async def test_too_few_engines_are_said_and_none_is_started(site: Site) -> None:
     second.kill()
     await site.until(said("degraded", "1 of 2 Service Engines"))
     await site.until(lambda: site.one.service_engines()["se-2"]["state"] == "disconnected")
+    await site.until(lambda: set(site.one.service_engines()) == {"se-1"}, 11 * LEASE_S)
     assert not list((site.one.state / "engines").glob("*.pid"))
 
 
@@ -285,13 +287,27 @@ async def test_a_controller_that_comes_back_sends_nothing_that_an_engine_says_it
     assert site.one.versions() == versions
 
 
+BALANCER = """
+apiVersion: v1
+kind: Service
+metadata: {name: balancer}
+spec: {type: LoadBalancer, ports: [{port: 7000, targetPort: 8080}]}
+"""
+
+
 async def test_status_names_an_address_when_engines_of_every_replica_have_it(pair: Site) -> None:
     await pair.one.all_answer(20)
+
+    def balanced() -> str:
+        path = "-o=jsonpath={.status.loadBalancer.ingress[0].ip}"
+        return pair.plane.kubectl("get", "service", "balancer", path)
+
     leader, name = (pair.one, "se-2") if await pair.one.leads() else (pair.two, "se-1")
     other = pair.two if leader is pair.one else pair.one
     own = "se-1" if name == "se-2" else "se-2"
     pair.envoys[name].send(signal.SIGSTOP)
     pair.one.apps(1, "critical-ic", first=21)
+    pair.one.apply(BALANCER)
 
     async def leaders_engine_has_it() -> bool:
         mine = (await leader.engines())[own]
@@ -300,6 +316,7 @@ async def test_status_names_an_address_when_engines_of_every_replica_have_it(pai
     await pair.until(leaders_engine_has_it)
     await asyncio.sleep(1)
     assert 21 not in pair.one.shown()
+    assert balanced() == ""
     assert not await other.has(name)
     (host,) = (await leader.explain("default/hello21"))["hosts"]
     (waits,) = host["waitsFor"]
@@ -307,6 +324,7 @@ async def test_status_names_an_address_when_engines_of_every_replica_have_it(pai
     assert pair.one.service_engines()[name]["controller"] == waits.removeprefix(f"{name} at ")
     pair.envoys[name].send(signal.SIGCONT)
     await pair.until(lambda: 21 in pair.one.shown())
+    await pair.until(lambda: balanced().startswith("127.10."))
     await pair.one.all_answer(21)
 
 

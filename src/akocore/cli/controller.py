@@ -112,6 +112,7 @@ def controller(
             revision=lambda: facts.revision,
             waiting=lambda: serve.waits,
             progress=progress,
+            forgotten=serve.engine_forgotten,
             say=serve.events.say,
         )
 

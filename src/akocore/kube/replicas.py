@@ -61,7 +61,7 @@ _RETRY_S, _REMEDY_S = 0.3, 5.0
 _TIMEOUT_S = 5.0
 _CATCH_UP_S = 5.0  # an engine is not held up for longer
 _REJECTED = 50  # of an engine, in a report
-_LOST_S = 600.0  # an engine that went is remembered so long
+_LOST = 10  # an engine that went is remembered for so many times of a lease
 
 
 class _Other(Struct):
@@ -81,7 +81,7 @@ class Replicas:
 
     ``leads()``: whether this one does; ``revision()``: the newest VsVip that it has made;
     ``waiting()``: whether something is to be announced; ``progress(group)`` is called when engines
-    elsewhere have got on.
+    elsewhere have got on; ``forgotten(engine)`` when one went long ago.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Replicas:
         revision: Callable[[], int],
         waiting: Callable[[], bool],
         progress: Callable[[str], None],
+        forgotten: Callable[[str], None],
         say: Say,
     ) -> None:
         self.identity = identity
@@ -111,6 +112,7 @@ class Replicas:
         self._revision = revision
         self._waiting = waiting
         self._progress = progress
+        self._forgotten = forgotten
         self._say = say
         self._resource = resources()[Replica.KIND]
         self._informer = Informer(api, self._resource, self._hear)
@@ -278,10 +280,9 @@ class Replicas:
             await asyncio.sleep(min(self._duration_s / 10, 1.0))
             now = time.monotonic()
             self._count()
-            for name in [name for name, at in self._lost.items() if now - at > _LOST_S]:
-                group = self._ads.lost.pop(name)
-                del self._lost[name]
-                self._progress(group)
+            for name in [n for n, at in self._lost.items() if now - at > _LOST * self._duration_s]:
+                del self._lost[name], self._ads.lost[name]
+                self._forgotten(name)
             if now - self._contact > self._duration_s * 2 / 3:
                 if not self._sent_away and self._ads.engines:
                     log.warning("event=engines_sent_away count=%d", len(self._ads.engines))

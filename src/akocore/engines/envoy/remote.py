@@ -177,6 +177,7 @@ class RemoteServer:
     async def stop(self) -> None:
         """End all streams: the engines go to another replica, or wait for the next of us."""
         if self._server is not None:
+            self._ads.send_away()
             await self._server.stop(0.2)
 
     async def _admit(self, context: Any, name: str, group: str) -> None:
