@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml setup.py $(KERNELS)
 	@$(MAKE) --no-print-directory prerequisites
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench,standalone]'
+	@# xds-protos brings an old copy of some of its files, and who is installed last has them.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
+	  "$$($(BIN)/python -m pip freeze | grep '^opentelemetry-proto==')"
 	@touch $@
 
 # A compiler, the interpreter's headers and the venv module; as root on Debian they are fetched,

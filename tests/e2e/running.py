@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,7 +91,10 @@ class Running:
     def __init__(self, scratch: Path, backend_port: int) -> None:
         self.directory = scratch / "manifests"
         self.directory.mkdir()
-        self.state = scratch / "state"
+        # Not below scratch: a unix socket's path has 107 bytes, and an engine's name is part of it.
+        short = tempfile.mkdtemp(prefix="ako-")
+        self._away = weakref.finalize(self, shutil.rmtree, short, ignore_errors=True)
+        self.state = Path(short) / "state"
         self.log = scratch / "akocore.log"
         self.endpoint = f"127.0.0.1:{backend_port}"
         self.config = ""

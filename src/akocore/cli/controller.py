@@ -120,6 +120,7 @@ def controller(
         if not is_external and (xds_cert or xds_key or xds_client_ca):
             raise EngineError("--xds-cert, --xds-key, --xds-client-ca are for --engines external.")
         first = [asyncio.create_task(find_credentials(kubeconfig))]
+        first[0].add_done_callback(lambda task: task.cancelled() or task.exception())  # told below
         await asyncio.sleep(0)  # it asks a child process: the rest of us is loaded meanwhile
         from akocore.kube.api import ApiServer
         from akocore.kube.cluster import Cluster

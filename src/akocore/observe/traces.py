@@ -55,7 +55,8 @@ def traces(environ: Mapping[str, str]) -> Traces | None:
         log.warning(
             "event=tracing_off why=%r remedy=%r",
             f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed ({err})",
-            "Run `pip install 'akocore[otel]'`, or unset the variable.",
+            "Run `pip install 'akocore[otel]'`, then `pip install --force-reinstall --no-deps"
+            " opentelemetry-proto` (xds-protos has old files of the same names), or unset it.",
         )
         return None
     about = {"service.version": __version__}
