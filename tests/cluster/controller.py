@@ -128,10 +128,18 @@ class Controller(Running):
         self.plane.kubectl("patch", "ais", "critical.infra", "--type=merge", "-p", patch)
 
     async def all_answer(self, count: int) -> None:
+        """Every host answers 200; endpoints come by a watch of their own, perhaps a bit later."""
         client, shown = Client(), self.shown()
-        answers = {n: await client.get(a, f"hello{n}.avi.iberia.local") for n, a in shown.items()}
+        assert len(shown) == count
+        deadline = time.monotonic() + 15
+        while True:
+            answers = {
+                n: await client.get(a, f"hello{n}.avi.iberia.local") for n, a in shown.items()
+            }
+            if set(answers.values()) == {200} or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.1)
         client.close()
-        assert len(answers) == count
         assert set(answers.values()) == {200}, (answers, shown, self.log.read_text()[-3000:])
 
     def versions(self) -> dict[str, str]:
