@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
+.PHONY: help chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ nodes-down: ## end it, and leave nothing behind but the cache
 
 images: ## both images as OCI archives into dist/images, with SBOMs; no registry needed (root, Debian)
 	@deploy/images dist/images
+
+chart: venv ## write what the Helm chart has of the code: CustomResourceDefinitions, access rules
+	$(BIN)/akocore crds --chart deploy/chart
 
 test-cluster: venv ## on a true cluster of three nodes: images, chart, the walkthrough, faults under load (root, 10 minutes)
 	$(BIN)/python -m pytest tests/nodes -m 'slow or not slow' $(PYTEST_ARGS)

@@ -123,6 +123,18 @@ class Lead(Protocol):
         ...
 
 
+class Workloads(Protocol):
+    """Who runs the Service Engines that are no processes of ours."""
+
+    def due(self) -> None:
+        """Placement may want other engines now."""
+        ...
+
+    async def run(self) -> None:
+        """Keep them, until cancelled."""
+        ...
+
+
 class External(Protocol):
     """Service Engines that are no processes of ours, and replicas that have some of them."""
 
@@ -168,7 +180,7 @@ class Serve:
     ``watch`` follows each batch to its acknowledgement.  ``external``: made with this and what to
     call on progress of a group, when Service Engines are not to be run here; ``envoy`` is not
     needed then.  ``engines``: made as `Engines` is; where they have routers, these announce what is
-    served.
+    served.  ``workloads``: made with this, who runs external ones.
     """
 
     def __init__(
@@ -184,6 +196,7 @@ class Serve:
         watch: Watch | None = None,
         external: Callable[[Serve, Callable[[str], None]], External] | None = None,
         engines: Callable[..., Engines] = Engines,
+        workloads: Callable[[Serve], Workloads] | None = None,
     ) -> None:
         self.config = config
         self.port_offset = port_offset
@@ -225,6 +238,7 @@ class Serve:
         self.ads.on_publish = self.watch.published
         self.source = source(self.facts)
         self.external = external(self, self._progress) if external is not None else None
+        self.workloads = workloads(self) if workloads is not None else None
         self.sink = sink(self) if sink is not None else None
         if self.sink is not None:
             self.events.on_new = self.sink.event
@@ -290,6 +304,9 @@ class Serve:
                     if self.lead is not None and self.lead.held != self.reconciler.decides:
                         self._lead(self.lead.held)  # it changed while the first batch was read
                     on_ready()
+                    if self.workloads is not None:
+                        kept.append(tasks.create_task(self.workloads.run()))
+                        self.workloads.due()
                     async for batch in self.source.watch(self._stop):
                         await self._batch(batch)
                     for task in kept:
@@ -467,6 +484,8 @@ class Serve:
         while True:
             await self._engines_due.wait()
             self._engines_due.clear()
+            if self.workloads is not None:
+                self.workloads.due()
             names: set[str] = set()
             wanted = self.reconciler.wanted_engines() if self.external is None else {}
             for group, count in wanted.items():

@@ -11,7 +11,7 @@ from akocore.cli.dummy import dummy
 from akocore.cli.ecmp import ecmp
 from akocore.cli.explain import explain
 from akocore.cli.get import get
-from akocore.cli.install import crds, install
+from akocore.cli.install import crds, install, uninstall
 from akocore.cli.lab import lab
 from akocore.cli.scale import scale
 from akocore.cli.se import se
@@ -37,6 +37,7 @@ for command in (
     config,
     crds,
     install,
+    uninstall,
     soak,
     scale,
 ):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from akocore.kube.api import ApiServer
     from akocore.kube.lease import Lease
     from akocore.kube.placement import ClusterFacts
+    from akocore.kube.workloads import Workloads
     from akocore.serve import External, Serve
 
     _External = Callable[[Serve, Callable[[str], None]], External]
@@ -35,6 +36,7 @@ class EnginesWhere(StrEnum):
 
     LOCAL = "local"
     EXTERNAL = "external"
+    PODS = "pods"
 
 
 def _identity(state: Path) -> str:
@@ -53,7 +55,8 @@ def controller(
     engines: Annotated[
         EnginesWhere,
         typer.Option(
-            help="local: Envoy processes on this machine; external: they come over mutual TLS"
+            help="local: Envoy processes on this machine; external: they come over mutual TLS;"
+            " pods: the same, as workloads that the controller makes"
         ),
     ] = EnginesWhere.LOCAL,
     xds_listen: Annotated[str, typer.Option(help="for external engines")] = "0.0.0.0:18000",
@@ -64,6 +67,11 @@ def controller(
     xds_client_ca: Annotated[
         Path | None, typer.Option(help="who signs the engines' certificates, PEM")
     ] = None,
+    xds_service: Annotated[
+        str, typer.Option(help="for pods: HOST:PORT at which they find controllers")
+    ] = "akocore-xds.akocore-system.svc:18000",
+    se_image: Annotated[str, typer.Option(help="for pods: the Service Engine's image")] = "",
+    se_image_pull_policy: Annotated[str, typer.Option(help="for pods")] = "IfNotPresent",
     state: Annotated[Path, typer.Option(help="run directory: engines and the admin socket")] = Path(
         "/var/lib/akocore"
     ),
@@ -91,16 +99,20 @@ def controller(
     from akocore.observe.observation import ListenError, Observation
     from akocore.place.state import StateError
 
-    is_external = engines is EnginesWhere.EXTERNAL
+    is_external, are_pods = engines is not EnginesWhere.LOCAL, engines is EnginesWhere.PODS
     configure(log_format, log_level)
 
     def external(api: ApiServer, lease: Lease, facts: ClusterFacts, config: Config) -> _External:
         from akocore.engines.envoy.remote import RemoteServer, TlsFiles
         from akocore.kube.replicas import Replicas, config_digest
 
-        if xds_cert is None or xds_key is None or xds_client_ca is None:
+        if are_pods:
+            own = state.absolute() / "xds"
+            files = TlsFiles(own / "tls.crt", own / "tls.key", own / "ca.crt")
+        elif xds_cert is None or xds_key is None or xds_client_ca is None:
             raise EngineError("--engines external needs --xds-cert, --xds-key and --xds-client-ca.")
-        files = TlsFiles(xds_cert, xds_key, xds_client_ca)
+        else:
+            files = TlsFiles(xds_cert, xds_key, xds_client_ca)
         return lambda serve, progress: Replicas(
             api,
             serve.ads,
@@ -116,13 +128,46 @@ def controller(
             say=serve.events.say,
         )
 
+    async def workloads(api: ApiServer, lease: Lease) -> Callable[[Serve], Workloads]:
+        """Also writes our own certificate, which `external` reads."""
+        from akocore.kube.authority import Authority, is_due, utc_now, write_pair
+        from akocore.kube.workloads import Image, Workloads
+
+        if not se_image:
+            raise EngineError("--engines pods needs --se-image.")
+        authority, own = Authority(api, namespace, utc_now), state.absolute() / "xds"
+        await authority.load()
+        host = xds_service.rpartition(":")[0]
+
+        def renew() -> None:
+            file = own / "tls.crt"
+            if not file.exists() or is_due(file.read_bytes(), authority.ca, utc_now()):
+                write_pair(own, authority.issue("akocore", [host]), authority.ca)
+
+        try:
+            renew()
+        except OSError as err:
+            raise EngineError(f"{own}: {err.strerror}. Give a writable --state.") from err
+        return lambda serve: Workloads(
+            api,
+            namespace,
+            authority,
+            Image(se_image, se_image_pull_policy, xds_service),
+            leads=lambda: lease.held,
+            groups=lambda: serve.reconciler.infrastructure.groups,
+            wanted=serve.reconciler.wanted_engines,
+            renew=renew,
+            now=utc_now,
+            say=serve.events.say,
+        )
+
     async def run() -> None:
-        if not is_external and (xds_cert or xds_key or xds_client_ca):
+        if engines is not EnginesWhere.EXTERNAL and (xds_cert or xds_key or xds_client_ca):
             raise EngineError("--xds-cert, --xds-key, --xds-client-ca are for --engines external.")
         first = [asyncio.create_task(find_credentials(kubeconfig))]
         first[0].add_done_callback(lambda task: task.cancelled() or task.exception())  # told below
         await asyncio.sleep(0)  # it asks a child process: the rest of us is loaded meanwhile
-        from akocore.kube.api import ApiServer
+        from akocore.kube.api import ApiError, ApiServer
         from akocore.kube.cluster import Cluster
         from akocore.kube.lease import Lease
         from akocore.kube.placement import ClusterFacts
@@ -146,6 +191,10 @@ def controller(
             )
             facts = ClusterFacts(api, namespace, lambda: lease.held)
             await facts.load()
+            try:
+                makes = await workloads(api, lease) if are_pods else None
+            except ApiError as err:
+                raise EngineError(f"the certificates of xDS can't be had: {err}.") from err
             serve = Serve(
                 lambda _facts: Cluster(api),
                 where,
@@ -163,6 +212,7 @@ def controller(
                 lead=lease,
                 watch=observation.watch,
                 external=external(api, lease, facts, loaded) if is_external else None,
+                workloads=makes,
             )
             observation.of(serve)
             facts.on_taken = serve.address_taken

@@ -444,6 +444,31 @@ class Gateway(Object, frozen=True, gc=False, kw_only=True):
 # ── akocore.io/v1alpha1 ─────────────────────────────────────────────────────────────────────
 
 
+class Toleration(_Part, frozen=True):
+    """``core/v1 Toleration``."""
+
+    key: str = ""
+    operator: str = ""
+    value: str = ""
+    effect: str = ""
+
+
+class ServiceEnginePods(_Part, frozen=True):
+    """How Service Engines run that are pods of the cluster.
+
+    ``hostNetwork``: with the network of their node, where routers see them; one to a node then.
+    ``drainSeconds``: how long connections may go on when one leaves.
+    """
+
+    host_network: bool = True
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    priority_class_name: str = ""
+    drain_seconds: Annotated[int, Meta(ge=0, le=3600)] = 20
+
+
 class ServiceEngineGroupSpec(_Part, frozen=True):
     """``minSePerVs``: how many Service Engines serve each virtual service at once."""
 
@@ -452,6 +477,7 @@ class ServiceEngineGroupSpec(_Part, frozen=True):
     max_se_per_vs: Annotated[int, Meta(ge=1, le=64)] = 4
     max_se: Annotated[int, Meta(ge=1, le=64)] = 10
     auto_rebalance: bool = False
+    pods: ServiceEnginePods = ServiceEnginePods()
 
 
 class ServiceEngineGroup(Object, frozen=True, gc=False, kw_only=True):
