@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from akocore.cli.elsewhere import (
+    XDS_LISTEN,
+    EnginesAre,
+    EnginesWhere,
+    XdsCa,
+    XdsCert,
+    XdsKey,
+    XdsListen,
+    tls_files,
+)
 from akocore.cli.observing import (
     METRICS_LISTEN,
     LogFormat,
@@ -20,6 +29,7 @@ from akocore.cli.observing import (
 )
 
 if TYPE_CHECKING:
+    from akocore.engines.envoy.remote import TlsFiles
     from akocore.kube.api import ApiServer
     from akocore.kube.lease import Lease
     from akocore.kube.placement import ClusterFacts
@@ -28,13 +38,6 @@ if TYPE_CHECKING:
     _External = Callable[[Serve, Callable[[str], None]], External]
 
 __all__ = ["controller"]
-
-
-class EnginesWhere(StrEnum):
-    """Where Service Engines run."""
-
-    LOCAL = "local"
-    EXTERNAL = "external"
 
 
 def _identity(state: Path) -> str:
@@ -50,20 +53,11 @@ def controller(
     kubeconfig: Annotated[
         Path | None, typer.Option(help="default: $KUBECONFIG, ~/.kube/config, then the pod's own")
     ] = None,
-    engines: Annotated[
-        EnginesWhere,
-        typer.Option(
-            help="local: Envoy processes on this machine; external: they come over mutual TLS"
-        ),
-    ] = EnginesWhere.LOCAL,
-    xds_listen: Annotated[str, typer.Option(help="for external engines")] = "0.0.0.0:18000",
-    xds_cert: Annotated[
-        Path | None, typer.Option(help="our certificate, PEM; followed when it is replaced")
-    ] = None,
-    xds_key: Annotated[Path | None, typer.Option(help="its key, PEM")] = None,
-    xds_client_ca: Annotated[
-        Path | None, typer.Option(help="who signs the engines' certificates, PEM")
-    ] = None,
+    engines: EnginesAre = EnginesWhere.LOCAL,
+    xds_listen: XdsListen = XDS_LISTEN,
+    xds_cert: XdsCert = None,
+    xds_key: XdsKey = None,
+    xds_client_ca: XdsCa = None,
     state: Annotated[Path, typer.Option(help="run directory: engines and the admin socket")] = Path(
         "/var/lib/akocore"
     ),
@@ -93,18 +87,18 @@ def controller(
 
     is_external = engines is EnginesWhere.EXTERNAL
     configure(log_format, log_level)
+    files: TlsFiles | None = None
 
     def external(api: ApiServer, lease: Lease, facts: ClusterFacts, config: Config) -> _External:
-        from akocore.engines.envoy.remote import RemoteServer, TlsFiles
+        from akocore.engines.envoy.remote import RemoteServer
         from akocore.kube.replicas import Replicas, config_digest
 
-        if xds_cert is None or xds_key is None or xds_client_ca is None:
-            raise EngineError("--engines external needs --xds-cert, --xds-key and --xds-client-ca.")
-        files = TlsFiles(xds_cert, xds_key, xds_client_ca)
+        assert files is not None
+        tls = files
         return lambda serve, progress: Replicas(
             api,
             serve.ads,
-            RemoteServer(xds_listen, files, serve.ads, serve.events.say),
+            RemoteServer(xds_listen, tls, serve.ads, serve.events.say),
             identity=lease.identity,
             config=config_digest(config, port_offset),
             duration_s=lease_duration,
@@ -113,12 +107,13 @@ def controller(
             waiting=lambda: serve.waits,
             progress=progress,
             forgotten=serve.engine_forgotten,
+            routers=lambda: serve.routes.routers() if serve.routes is not None else (),
             say=serve.events.say,
         )
 
     async def run() -> None:
-        if not is_external and (xds_cert or xds_key or xds_client_ca):
-            raise EngineError("--xds-cert, --xds-key, --xds-client-ca are for --engines external.")
+        nonlocal files
+        files = tls_files(engines, xds_cert, xds_key, xds_client_ca)
         first = [asyncio.create_task(find_credentials(kubeconfig))]
         first[0].add_done_callback(lambda task: task.cancelled() or task.exception())  # told below
         await asyncio.sleep(0)  # it asks a child process: the rest of us is loaded meanwhile
