@@ -60,7 +60,10 @@ class Realiser:
         ads: AdsServer,
         now: Callable[[], datetime],
         port_offset: int,
+        *,
+        freebind: bool = False,
     ) -> None:
+        self.freebind = freebind
         self.hosts: dict[str, Placed] = {}
         self.certificates: dict[str, Certificate | CertificateProblem] = {}
         self.vs_touched: set[str] = set()
@@ -78,7 +81,7 @@ class Realiser:
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
         self._placed_l4: list[Published] = []
-        self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset)
+        self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset, freebind=freebind)
 
     def realise(self, host: str, placed: Placed) -> None:
         """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
@@ -257,6 +260,7 @@ class Realiser:
                 tls=port.tls,
                 http2=port.http2,
                 port_offset=self.port_offset,
+                freebind=self.freebind,
             )
             self._put(home.group, one)
             self._put(home.group, floor_scope(service.name, port.port))

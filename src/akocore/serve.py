@@ -24,6 +24,8 @@ import orjson
 
 from akocore import status, status_l4
 from akocore.config import Config
+from akocore.engines.agent.messages import Report
+from akocore.engines.agent.routers import Routers
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
 from akocore.events import Event, Events
@@ -164,12 +166,36 @@ class External(Protocol):
         """An engine came, went or acknowledged."""
         ...
 
+    @property
+    def routers(self) -> Routers:
+        """The routers of engines that have an agent."""
+        ...
+
+    def routed(self) -> None:
+        """One of these came, went or does something else."""
+        ...
+
 
 def of_directory(directory: Path) -> Callable[[Facts], Source]:
     """The source of ``akocore serve DIR``."""
     return lambda state: ManifestDirectory(
         directory, state, lambda: _now().strftime("%Y-%m-%dT%H:%M:%SZ")
     )
+
+
+def _reported(report: Report) -> dict[str, Any]:
+    """What an agent says of its Envoy, for the status of a Service Engine."""
+    return {
+        "restarts": report.restarts,
+        "lastExit": report.last_exit,
+        "alive": report.alive,
+        "leaving": report.leaving,
+        "requests": sum(report.requests.values()),
+        "requestsByVirtualService": dict(report.requests),
+        "connections": report.connections,
+        "cpu": report.cpu,
+        "problems": list(report.problems),
+    }
 
 
 class Serve:
@@ -225,20 +251,16 @@ class Serve:
             on_move=self._moving.append,
             on_close=self._closing,
             port_offset=port_offset,
-            speaks_bgp=self.engines.speaks_bgp,
+            speaks_bgp=self.engines.speaks_bgp or external is not None,
+            freebind=external is not None,
         )
-        self.routes: RouteHealth | None = None
-        if self.engines.speaks_bgp:
-            routed = cast("RoutedEngines", self.engines)
-            self.routes = RouteHealth(self.reconciler, routed, self.events)
-            self.routes.hurried = lambda: bool(self._moving)
-            self.routes.on_look = self._settle_moves
         self.watch = Watch() if watch is None else watch
         self.watch.wanted = self.reconciler.placement.homes_of.__contains__
         self.ads.on_publish = self.watch.published
         self.source = source(self.facts)
         self.external = external(self, self._progress) if external is not None else None
         self.workloads = workloads(self) if workloads is not None else None
+        self.routes = self._route_health()
         self.sink = sink(self) if sink is not None else None
         if self.sink is not None:
             self.events.on_new = self.sink.event
@@ -258,6 +280,22 @@ class Serve:
         self._rejected_l4: set[tuple[str, At]] = set()
         self._resting = 0  # old places that serve on, or rest, for a while
         self._batches = 0
+
+    def _route_health(self) -> RouteHealth | None:
+        if self.external is not None:
+            routers = self.external.routers
+            routes = RouteHealth(self.reconciler, routers, self.events)
+            routers.opened = self.ads.opened
+            routers.on_hello = routes.adopt
+            routers.on_change = self._agent_changed
+            routers.on_report = self._agent_reported
+        elif self.engines.speaks_bgp:
+            routes = RouteHealth(self.reconciler, cast("RoutedEngines", self.engines), self.events)
+        else:
+            return None
+        routes.hurried = lambda: bool(self._moving)
+        routes.on_look = self._settle_moves
+        return routes
 
     # ── life ────────────────────────────────────────────────────────────────────────────────
 
@@ -552,6 +590,26 @@ class Serve:
             note = f"pid {process.pid}, restarts {process.restarts}"
             self.events.say(f"ServiceEngine/{name}", "Normal", "EngineStarted", note)
 
+    def _agent_changed(self, name: str) -> None:
+        """The agent of a Service Engine came or went, or its Envoy is another one."""
+        if self.routes is not None:
+            self.routes.engine_changed(name)
+        self._agent_reported(name)
+
+    def _agent_reported(self, name: str) -> None:
+        assert self.external is not None
+        if (
+            self.routes is not None
+            and (report := self.external.routers.reports().get(name)) is not None
+        ):
+            self.routes.heard(name, report.observed)
+        self.external.routed()
+        if self.sink is not None:
+            self.sink.touch("ServiceEngine", name)
+            for service in self.reconciler.placement.services.values():
+                if service.infra.rhi:
+                    self.sink.touch("VirtualService", service.name)
+
     @property
     def waits(self) -> bool:
         """Whether something is to be shown when the engines have it."""
@@ -744,6 +802,11 @@ class Serve:
                 if self.routes is not None:
                     for item in items:
                         item["status"]["routing"] = self.routes.shown(item["metadata"]["name"])
+                if self.external is not None:
+                    for name, report in self.external.routers.reports().items():
+                        for item in items:
+                            if item["metadata"]["name"] == name:
+                                item["status"] |= _reported(report)
             case "aviinfrasetting":
                 items = status.settings(at)
             case "network":

@@ -76,7 +76,10 @@ _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
         ("State", "string", ".status.state"),
         ("UpToDate", "boolean", ".status.upToDate"),
         ("VS", "integer", ".status.virtualServices"),
+        ("Address", "string", ".status.address"),
+        ("BGP", "string", ".status.bgpUp"),
         ("Controller", "string", ".status.controller"),
+        ("Why", "string", ".status.why"),
     ],
     Replica: [
         ("Leads", "boolean", ".status.leads"),

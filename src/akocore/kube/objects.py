@@ -594,6 +594,7 @@ class VirtualServiceStatus(_Part, frozen=True):
     pools_up: int = 0
     pools: int = 0
     service_engines: tuple[str, ...] = ()
+    announced_by: tuple[str, ...] = ()
     state: str = ""
     why: str = ""
 
@@ -608,8 +609,20 @@ class VirtualService(Object, frozen=True, gc=False, kw_only=True):
     status: VirtualServiceStatus = VirtualServiceStatus()
 
 
+class RouterSession(_Part, frozen=True):
+    """A BGP or BFD session of a Service Engine.  ``why`` it is down; "": it is up."""
+
+    peer: str
+    state: str
+    remote_as: int = 0
+    why: str = ""
+
+
 class ServiceEngineStatus(_Part, frozen=True):
-    """``controller``: the replica that it is connected to."""
+    """``controller``: the replica that it is connected to.
+
+    ``vips``: addresses that it announces; ``bgpUp``: as 1/1, of its sessions those that are up.
+    """
 
     se_group: str = ""
     state: str = ""
@@ -618,6 +631,11 @@ class ServiceEngineStatus(_Part, frozen=True):
     restarts: int = 0
     rejected: int = 0
     controller: str = ""
+    address: str = ""
+    vips: tuple[str, ...] = ()
+    bgp_up: str = ""
+    bgp: tuple[RouterSession, ...] = ()
+    bfd: tuple[RouterSession, ...] = ()
     why: str = ""
 
 
@@ -654,6 +672,22 @@ class ReplicaEngine(_Part, frozen=True):
     rejected: tuple[EngineRejection, ...] = ()
 
 
+class ReplicaRouter(_Part, frozen=True):
+    """A Service Engine's router as the replica has it that its agent is connected to.
+
+    ``announced``: addresses that it is told to announce; ``advertised``: prefixes that a peer has.
+    """
+
+    name: str
+    group: str
+    address: str = ""
+    announced: tuple[str, ...] = ()
+    advertised: tuple[str, ...] = ()
+    bgp: tuple[RouterSession, ...] = ()
+    bfd: tuple[RouterSession, ...] = ()
+    why: str = ""
+
+
 class ReplicaStatus(_Part, frozen=True):
     """``leaseSeconds``: not renewed for so long, a replica is no more.
 
@@ -668,6 +702,7 @@ class ReplicaStatus(_Part, frozen=True):
     config: str = ""
     seen: dict[str, int] = {}
     engines: tuple[ReplicaEngine, ...] = ()
+    routers: tuple[ReplicaRouter, ...] = ()
 
 
 class Replica(Object, frozen=True, gc=False, kw_only=True):

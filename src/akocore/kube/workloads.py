@@ -93,7 +93,7 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
             *(f"--cert={certificates}/$(POD_NAME).crt", f"--key={certificates}/$(POD_NAME).key"),
             *(f"--ca={certificates}/ca.crt", "--state=/run/akocore"),
             *(f"--metrics-listen=:{_HEALTH_PORT}", "--log-format=json"),
-            f"--drain={pods.drain_seconds}",
+            f"--flows={pods.drain_seconds}",
         ],
         "env": [{"name": "POD_NAME", "valueFrom": field}, {"name": "POD_IP", "valueFrom": address}],
         "ports": [{"name": "health", "containerPort": _HEALTH_PORT}],
