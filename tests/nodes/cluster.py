@@ -58,10 +58,12 @@ class Nodes:
             raise RuntimeError(f"{name} {' '.join(arguments)}: {done.stderr[-3000:]}")
         return done.stdout
 
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, allow: Sequence[int] = (0,)
+    ) -> str:
         programs = next(CACHE.glob("kubernetes-v*/kubectl"))
         command = [str(programs), "--kubeconfig", str(self.kubeconfig), *arguments]
-        return within(NAMESPACE, command, stdin=stdin)
+        return within(NAMESPACE, command, stdin, allow)
 
     def get(self, *arguments: str) -> Any:
         """What ``kubectl get ... -o json`` says."""
@@ -82,8 +84,16 @@ class Nodes:
         return within(NAMESPACE, [*command, *arguments])
 
 
-def within(namespace: str, command: Sequence[str], stdin: str | None = None) -> str:
-    """What a command says in a network namespace.  Raises `RuntimeError` with what went wrong."""
+def within(
+    namespace: str,
+    command: Sequence[str],
+    stdin: str | None = None,
+    allow: Sequence[int] = (0,),
+) -> str:
+    """What a command says in a network namespace.
+
+    Raises `RuntimeError` with what went wrong when it ends with another code than ``allow``.
+    """
     done = subprocess.run(
         ["nsenter", f"--net=/run/netns/{namespace}", "--", *command],
         input=stdin,
@@ -91,6 +101,6 @@ def within(namespace: str, command: Sequence[str], stdin: str | None = None) -> 
         text=True,
         check=False,
     )
-    if done.returncode:
+    if done.returncode not in allow:
         raise RuntimeError(f"{' '.join(command[:8])} ...: {done.stderr[-3000:]}")
     return done.stdout
