@@ -164,6 +164,7 @@ class Reconciler:
                         if isinstance(slice_, EndpointSlice) and slice_.service:
                             services.add(slice_.service)
                 case "Secret":
+                    infra = infra or key in self.infrastructure.password_secrets
                     secrets.add(key)
                     touched.update(self.store.referrers(kind, key))
                 case "IngressClass":

@@ -12,12 +12,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from akocore.engines.envoy.process import EngineProcess
 from akocore.engines.envoy.resources import LDS
-from akocore.engines.frr.config import RouterConfig, Vip, VipState, host_prefix
+from akocore.engines.frr.config import (
+    DAEMONS,
+    RouterConfig,
+    Snat,
+    Vip,
+    VipState,
+    host_prefix,
+    render,
+)
 from akocore.engines.frr.observe import Observed
 from akocore.events import Events
-from akocore.kube.objects import ReplicaRouter, RouterSession
+from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterSession
 from akocore.place.virtual_services import Home, VirtualService
 from akocore.reconcile import Reconciler
 from akocore.translate.rhi import router_config
@@ -26,6 +36,7 @@ __all__ = ["RouteHealth", "RoutedEngines"]
 
 _LOOK_S, _HURRIED_S = 1.0, 0.05
 _TAKEN_IN_S = 0.2
+_HIDDEN = "<hidden>"
 _NO_AS = 64_512  # of a router that no Network has peers for
 
 
@@ -48,6 +59,10 @@ class RoutedEngines(Protocol):
     def problems_of(self, group: str) -> dict[str, str]: ...
     def address(self, name: str) -> str: ...
     def router_id(self, name: str) -> str: ...
+    def snat(self, name: str) -> str:
+        """The address of its own that it asks backends from; "": that of an interface."""
+        ...
+
     def route(self, name: str, config: RouterConfig) -> None: ...
     async def observe(self, name: str) -> Observed | None: ...
 
@@ -84,6 +99,7 @@ class RouteHealth:
         self._lost: dict[str, float] = {}  # streams that began by then were of an Envoy that ended
         self._told: dict[str, float] = {}  # address → since when routers are told the way to it
         self._said: dict[tuple[str, str, str], bool] = {}
+        self._without_snat: set[str] = set()  # who was said to have no address for it
         engines.config_of = self.config
 
     def due(self) -> None:
@@ -138,9 +154,21 @@ class RouteHealth:
         networks = {n: s for n, s in self._at.infrastructure.networks.items() if s.bgp is not None}
         vips = self._vips(name)
         router_id = self._engines.router_id(name) or address
-        return router_config(name, router_id, networks, vips) or RouterConfig(
+        passwords = self._at.infrastructure.passwords
+        snats = self._snats(name, networks)
+        return router_config(name, router_id, networks, vips, snats, passwords) or RouterConfig(
             name=name, router_id=router_id, local_as=_NO_AS, vips=tuple(vips)
         )
+
+    def _snats(self, name: str, networks: Mapping[str, NetworkSpec]) -> list[Snat]:
+        """The address that it asks backends from, for each Network whose peers want to know it."""
+        asking = sorted(n for n, s in networks.items() if s.bgp and _advertises_snat(s.bgp))
+        address = self._engines.snat(name)
+        if asking and not address and name not in self._without_snat:
+            note = f"{name} asks backends from an interface's address: start it with --snat."
+            self._events.say(f"Network/{asking[0]}", "Warning", "NoSnatAddress", note)
+        (self._without_snat.discard if address else self._without_snat.add)(name)
+        return [Snat(address=address, network=network) for network in asking[:1] if address]
 
     def _vips(self, name: str) -> list[Vip]:
         process = self._engines.running.get(name)
@@ -345,6 +373,25 @@ class RouteHealth:
         found = (self.router(name) for name in sorted(self._engines.running))
         return tuple(one for one in found if one is not None)
 
+    def configurations(self) -> list[dict[str, Any]]:
+        """What each router that we see to is to have, as FRR reads it; passwords are hidden."""
+        out = []
+        for name in sorted(self._engines.running):
+            config = self.config(name, self._engines.address(name))
+            hidden = tuple(
+                msgspec.structs.replace(peer, password=_HIDDEN if peer.password else "")
+                for peer in config.peers
+            )
+            text = render(msgspec.structs.replace(config, peers=hidden))
+            out.append(
+                {
+                    "metadata": {"name": name},
+                    "addresses": list(config.addresses),
+                    **{daemon: text.of(daemon) for daemon in DAEMONS},
+                }
+            )
+        return out
+
     def shown(self, name: str) -> dict[str, Any]:
         """The routing of a Service Engine, for its status."""
         router = self.router(name)
@@ -369,6 +416,10 @@ class RouteHealth:
                 shown |= {"detectMs": bfd.detect_ms, "upSeconds": bfd.up_s}
             out["addresses"] = list(found.addresses)
         return out
+
+
+def _advertises_snat(bgp: BgpProfile) -> bool:
+    return any(peer.advertise_snat for peer in bgp.peers)
 
 
 def _advertised(found: Observed | None) -> tuple[str, ...]:

@@ -266,6 +266,7 @@ class Serve:
             self.events.on_new = self.sink.event
         self._secrets_of: dict[str, frozenset[str]] = {}  # Ingress → Secrets
         self._secret_users: Counter[str] = Counter()
+        self._passwords: frozenset[str] = frozenset()  # Secrets of BGP peers
         self._to_show: dict[str, deque[tuple[int, str]]] = {}  # group → (publication, host)
         self._to_show_l4: dict[str, deque[Published]] = {}  # group → listeners
         self.file_refusals: dict[str, tuple[Refusal, ...]] = {}
@@ -409,8 +410,10 @@ class Serve:
         await self._commit()
         self._say(touched)
         self._say_l4()
-        if self._count_secrets(touched):
-            more = await self.source.follow_secrets(set(self._secret_users))
+        passwords = self.reconciler.infrastructure.password_secrets
+        if self._count_secrets(touched) or passwords != self._passwords:
+            self._passwords = passwords
+            more = await self.source.follow_secrets({*self._secret_users, *passwords})
             if more is not None:
                 await self._batch(more)
 
@@ -624,7 +627,15 @@ class Serve:
     @property
     def engine_names(self) -> set[str]:
         """Every Service Engine that there is, or was not long ago."""
-        return {*self.engines.running, *self.ads.fleet, *self.ads.lost}
+        return {*self.engines.running, *self.ads.fleet, *self.ads.lost, *self._agents()}
+
+    def _agents(self) -> dict[str, str]:
+        """Group of each Service Engine that has an agent, wherever that is connected."""
+        if self.external is None:
+            return {}
+        routers = self.external.routers
+        others = {name: router.group for name, router in routers.elsewhere.items()}
+        return others | {name: report.group for name, report in routers.reports().items()}
 
     def _progress(self, group: str) -> None:
         if self.external is not None:
@@ -798,7 +809,8 @@ class Serve:
             case "service":
                 items = status_l4.services(at)
             case "se":
-                items = status.service_engines(at, self.engines.running, await self._requests())
+                requests = await self._requests()
+                items = status.service_engines(at, self.engines.running, requests, self._agents())
                 if self.routes is not None:
                     for item in items:
                         item["status"]["routing"] = self.routes.shown(item["metadata"]["name"])
@@ -807,6 +819,8 @@ class Serve:
                         for item in items:
                             if item["metadata"]["name"] == name:
                                 item["status"] |= _reported(report)
+            case "seconfig":
+                items = self.routes.configurations() if self.routes is not None else []
             case "aviinfrasetting":
                 items = status.settings(at)
             case "network":

@@ -198,6 +198,16 @@ class Site:
 
         await self.until(there)
 
+    async def akocore(self, *words: str) -> str:
+        """What a command prints that asks the controller."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "akocore", *words, "--state", str(self.home / "one")),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        assert process.returncode == 0
+        return out.decode()
+
     async def requests(self, vip: str, host: str, count: int) -> dict[str, int]:
         """Answers by kind, of requests on connections of their own."""
         words = [sys.executable, "-m", "akocore.lab.client", host, "20000", str(count)]
@@ -216,14 +226,20 @@ class Site:
 
 @pytest.fixture
 async def site(
-    frr: Frr, directory: Path, require_real: Callable[[bool, str], None]
+    request: pytest.FixtureRequest,
+    frr: Frr,
+    directory: Path,
+    require_real: Callable[[bool, str], None],
 ) -> AsyncIterator[Site]:
+    """``request.param``: what of the lab's plan is to be otherwise."""
     try:
         find_envoy()
     except EngineError as err:
         require_real(False, str(err))
         raise
-    topology = Topology(directory / "lab", frr, Plan(prefix=f"{PREFIX}g-"))
+    topology = Topology(
+        directory / "lab", frr, Plan(prefix=f"{PREFIX}g-", **getattr(request, "param", {}))
+    )
     made = None
     try:
         await topology.up(0)

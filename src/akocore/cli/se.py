@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 
 from akocore.cli.observing import LogFormat, LogLevel, LogsAs, LogsFrom, fail
+from akocore.cli.se_shown import bfd, bgp, config, list_, routes, show
 
 __all__ = ["se"]
 
 se = typer.Typer(help="Service Engines, here and elsewhere.", no_args_is_help=True)
+se.command("list")(list_)
+for _command in (show, bgp, bfd, routes, config):
+    se.command()(_command)
 
 
 def _host_port(text: str, option: str) -> tuple[str, int]:
@@ -137,6 +141,13 @@ def run(
             " to the controller",
         ),
     ] = "",
+    snat: Annotated[
+        str,
+        typer.Option(
+            envvar=f"{_ENV}SNAT",
+            help="an address of its own to ask backends from, told to peers with advertiseSnat",
+        ),
+    ] = "",
     state: Annotated[
         Path, typer.Option(envvar=f"{_ENV}STATE", help="the one directory that it writes to")
     ] = Path("/run/akocore"),
@@ -200,11 +211,11 @@ def run(
         if not may_name(value):
             raise typer.BadParameter(f"{value!r}: use a-z, 0-9, -, _, .", param_hint=option)
     places = [_host_port(one, "--controller") for one in controller.split(",")]
-    if address:
+    for value, option in ((address, "--address"), (snat, "--snat")):
         try:
-            ip_address(address)
+            ip_address(value or "::")
         except ValueError as err:
-            raise typer.BadParameter(f"{err}: write 10.10.16.192", param_hint="--address") from err
+            raise typer.BadParameter(f"{err}: write 10.10.16.192", param_hint=option) from err
     state = state.absolute()
     tls = Tls(
         certificate=cert.absolute(),
@@ -231,6 +242,7 @@ def run(
             address=own,
             router_id=_router_id(own, name),
             controllers=Controllers(tuple(places), tls),
+            snat=snat,
             drained_s=drain,
             flows_s=flows,
             probe_s=probe,

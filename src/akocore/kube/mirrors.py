@@ -70,9 +70,10 @@ def service_engine(
     ``controller``: who we are; ``router``: what its router does, where it has one.
     """
     engine = at.ads.fleet.get(name)
-    if process is None and engine is None and name not in at.ads.lost:
+    if process is None and engine is None and router is None and name not in at.ads.lost:
         return None
-    group = process.group if process else engine.group if engine else at.ads.lost[name]
+    known = {router.name: router.group} if router is not None else at.ads.lost
+    group = process.group if process else engine.group if engine else known[name]
     if process is None and engine is None:
         controller = ""
     elif isinstance(engine, Elsewhere):

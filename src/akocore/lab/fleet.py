@@ -84,6 +84,9 @@ class Fleet(Engines):
     def router_id(self, name: str) -> str:
         return self.address(name)
 
+    def snat(self, _name: str) -> str:
+        return ""
+
     def problems_of(self, group: str) -> dict[str, str]:
         """Why Service Engines of a group could not be made, by name."""
         return {n: p for n, p in self.problems.items() if n.rpartition("-se-")[0] == group}

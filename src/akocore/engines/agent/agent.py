@@ -24,7 +24,7 @@ from akocore import __version__
 from akocore.engines.agent.link import Link
 from akocore.engines.agent.messages import Order, Report, decode_order, encode
 from akocore.engines.envoy.process import Controllers, EngineError, EngineProcess, Engines, Envoy
-from akocore.engines.frr.addresses import AddressError
+from akocore.engines.frr.addresses import AddressError, Loopback
 from akocore.engines.frr.config import RouterConfig, VipState
 from akocore.engines.frr.observe import Observed
 from akocore.engines.frr.process import Frr, FrrError, Router
@@ -57,6 +57,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     address: str
     router_id: str
     controllers: Controllers
+    snat: str = ""  # an address of its own that it asks backends from
     drained_s: float = 2.0
     flows_s: float = 20.0
     probe_s: float = 0.5
@@ -96,6 +97,7 @@ class Agent:
             on_change=lambda _name: self._changed(),
             controllers=settings.controllers,
             probe_s=settings.probe_s,
+            source=settings.snat,
         )
         self._session: Session | None = None
         if frr is not None:
@@ -145,6 +147,7 @@ class Agent:
             group=me.group,
             address=me.address,
             router_id=me.router_id,
+            snat=me.snat,
             life=self.life,
             alive=self.alive,
             restarts=process.restarts if process is not None else 0,
@@ -172,6 +175,12 @@ class Agent:
             self._make(file)
         self._set_sysctls()
         self._engines.open()
+        own = Loopback(self._directory / "own.json")
+        if me.snat:
+            try:
+                await own.add([me.snat])
+            except AddressError as err:
+                self.problems["snat"] = f"{me.snat} can't be had: {err}"
         await self._engines.ensure(me.group, [me.name])
         self._remember_order()
         self._changed()
@@ -198,6 +207,8 @@ class Agent:
                 with contextlib.suppress(AddressError, SessionError, OSError):
                     await self._session.stop()
             await self._engines.stop_all(0)
+            with contextlib.suppress(AddressError):
+                await own.keep_only(())
             (self._directory / "order.json").unlink(missing_ok=True)
 
     @staticmethod

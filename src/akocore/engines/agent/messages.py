@@ -34,6 +34,7 @@ class Report(_Message, frozen=True):
     group: str
     address: str  # where it speaks BGP from
     router_id: str
+    snat: str = ""  # its own address, that it asks backends from
     life: int = 0
     alive: bool = False  # its Envoy answers
     restarts: int = 0

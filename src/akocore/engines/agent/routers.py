@@ -87,6 +87,10 @@ class Routers:
         agent = self._agents.get(name)
         return agent.report.router_id if agent is not None else ""
 
+    def snat(self, name: str) -> str:
+        agent = self._agents.get(name)
+        return agent.report.snat if agent is not None else ""
+
     def problems_of(self, group: str) -> dict[str, str]:
         """What keeps agents of a group from doing what they should, by name."""
         return {

@@ -154,6 +154,10 @@ def _transport(tls: Tls, controllers: Sequence[tuple[str, int]]) -> dict[str, An
     return {"name": "envoy.transport_sockets.tls", "typed_config": context}
 
 
+def _from(address: str) -> dict[str, Any]:
+    return {"source_address": {"address": address, "port_value": 0}}
+
+
 def _alive(socket: Path) -> dict[str, Any]:
     """A listener that says that the workers are at work; it counts for no client's."""
     manager = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -202,6 +206,7 @@ def bootstrap(
     reconnect_base_ms: int = 50,
     reconnect_max_ms: int = 1000,
     alive: Path | None = None,
+    source: str = "",
 ) -> bytes:
     """The bootstrap of Service Engine ``name`` as JSON; equal arguments give equal bytes.
 
@@ -210,6 +215,7 @@ def bootstrap(
     and asks again after ``reconnect_base_ms`` .. ``reconnect_max_ms``: the next one, if there
     are several.  A remote controller that answers no ping for some seconds is away.
     ``alive``: a socket at which its workers answer every request, as those of clients.
+    ``source``: the address that backends are asked from; "": the one on the way to them.
     """
     ads: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
     http2: dict[str, Any] = {
@@ -284,6 +290,9 @@ def bootstrap(
             ]
         },
     }
+    if source:
+        start["cluster_manager"] = {"upstream_bind_config": _from(source)}
+        xds["upstream_bind_config"] = _from("::" if ":" in source else "0.0.0.0")
     if alive is not None:
         start["static_resources"]["listeners"] = [_alive(alive)]
     if admin is not None:

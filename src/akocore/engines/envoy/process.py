@@ -212,6 +212,7 @@ class Engines:
     ``within(name)``: a command that becomes the one after it, in the Envoy's own surroundings.
     ``controllers``: these, where they are not behind ``xds_socket``.  ``probe_s``: an
     Envoy that doesn't answer for so long hangs (`EngineProcess.hangs`); 0: nobody looks.
+    ``source``: the address that backends are asked from; "": the one on the way to them.
     """
 
     speaks_bgp = False
@@ -231,7 +232,9 @@ class Engines:
         within: Callable[[str], list[str]] = lambda _name: [],
         controllers: Controllers | None = None,
         probe_s: float = 0.0,
+        source: str = "",
     ) -> None:
+        self._source = source
         self._controllers = controllers
         self._probe_s = probe_s
         self._dir = run_dir.absolute()
@@ -369,6 +372,7 @@ class Engines:
             tls=None if at is None else at.tls,
             max_connections=self._max_connections,
             alive=self._file(name, _ALIVE) if self._probe_s else None,
+            source=self._source,
         )
 
     def _command(self, name: str) -> list[str]:
