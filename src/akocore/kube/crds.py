@@ -111,7 +111,8 @@ _ENUMS = {
     ("ServiceEngineGroupSpec", "haMode"): ["ActiveActive", "NPlusM", "ActiveStandby"],
 }
 _SHORT = {
-    ServiceEngineGroup: ["seg"],
+    ServiceEngineGroup: ["seg", "segroup"],
+    Network: ["net"],
     AviInfraSetting: ["ais"],
     GatewayClass: ["gc"],
     Gateway: ["gtw"],
