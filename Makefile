@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
+.PHONY: help docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ images: ## both images as OCI archives into dist/images, with SBOMs; no registry
 
 chart: venv ## write what the Helm chart has of the code: CustomResourceDefinitions, access rules
 	$(BIN)/akocore crds --chart deploy/chart
+
+docs: venv ## write docs/reference.md: CustomResourceDefinitions and metrics, from the code
+	$(BIN)/python docs/generate.py
 
 test-cluster: venv ## on a true cluster of three nodes: images, chart, the walkthrough, faults under load (root, 10 minutes)
 	$(BIN)/python -m pytest tests/nodes -m 'slow or not slow' $(PYTEST_ARGS)

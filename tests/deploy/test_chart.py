@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -32,3 +33,13 @@ def test_the_default_networks_and_groups_are_a_configuration() -> None:
     )
     assert values["ControllerSettings"]["serviceEngineGroupName"] in made.service_engine_groups
     assert values["NetworkSettings"]["vipNetworkList"][0]["networkName"] in made.networks
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    """`make docs` lists them."""
+    there = set(
+        re.findall(r"`(akocore_\w+)`", (CHART.parents[1] / "docs/reference.md").read_text())
+    )
+    asked = set(re.findall(r"akocore_[a-z_]+", (CHART / "files/dashboard.json").read_text()))
+    bare = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
+    assert bare - {"akocore"} <= there
