@@ -29,6 +29,7 @@ from akocore.engines.frr.observe import Observed
 from akocore.events import Events
 from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterSession
 from akocore.place.virtual_services import Home, VirtualService
+from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
 from akocore.translate.rhi import router_config
 
@@ -241,8 +242,13 @@ class RouteHealth:
         if engine is None or engine.since <= self._lost.get(name, 0.0):
             return announced  # without its stream it serves on with what it has
         catalog = self._at.ads.catalog(home.group)
-        names = [f"{service.name}/{home.address}:{p.port}" for p in service.infra.listeners]
-        if any(one not in catalog.resources[LDS] or (LDS, one) in engine.rejected for one in names):
+        if service.listeners is None:
+            names = [f"{service.name}/{home.address}:{p.port}" for p in service.infra.listeners]
+        else:
+            names = listener_names(service, home)
+        if not names or any(
+            one not in catalog.resources[LDS] or (LDS, one) in engine.rejected for one in names
+        ):
             return False
         if announced:
             return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,14 +33,16 @@ def nodes(require_real: Callable[[bool, str], None]) -> Iterator[Nodes]:
 
 
 @pytest.fixture(scope="session")
-def outside(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+def outside(nodes: Nodes) -> Iterator[Outside]:
     """A router with which Service Engines speak BGP, and a client behind it."""
-    made = Outside(tmp_path_factory.mktemp("outside"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
+    with tempfile.TemporaryDirectory(prefix="akocore-") as home:
+        Path(home).chmod(0o755)  # FRR's daemons are another user
+        made = Outside(Path(home))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
 
 
 @pytest.fixture(scope="session")
