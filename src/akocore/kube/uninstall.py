@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -21,7 +21,10 @@ CONFIG_MAP, LEASE = "akocore-accepted", "akocore"
 _MANAGER = "akocore"
 _WAIT_S = 60.0
 # What a status becomes whose fields a CustomResourceDefinition doesn't let go.
+_ACCEPTED: Final[dict[str, Any]] = {"status": "", "error": "", "conditions": []}
 _EMPTY: Mapping[str, dict[str, Any]] = {
+    "AviInfraSetting": _ACCEPTED,
+    "Network": _ACCEPTED,
     "Gateway": {"addresses": [], "conditions": [], "listeners": []},
     "GatewayClass": {"conditions": []},
 }
