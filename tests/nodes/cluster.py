@@ -24,6 +24,11 @@ class Nodes:
         self.count = count
         self.kubeconfig = HOME / "run/pki/admin.kubeconfig"
 
+    @property
+    def running(self) -> bool:
+        """Whether there is one, of an earlier start."""
+        return (Path("/run/netns") / NAMESPACE).exists()
+
     def start(self) -> None:
         """Build what is missing, start what doesn't run, wait until all of it is ready."""
         self._script("up")

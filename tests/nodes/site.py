@@ -93,8 +93,7 @@ class Site:
             host: until(lambda: self.address("ingress/hello"), why=self.why),
             "l4": until(lambda: self.address("service/hello-l4"), why=self.why),
         }
-        for address in self.hosts.values():
-            until(lambda a=address: len(self.outside.next_hops(a)) == 2, why=self.why)  # type: ignore[misc]
+        until(lambda: self.settled(2), 90, why=self.why)
         for name, address in self.hosts.items():
             until(lambda n=name, a=address: self.answers(n, a), why=self.why)  # type: ignore[misc]
 
