@@ -33,12 +33,14 @@ def scale(site: Site, number: int) -> None:
 
 
 def test_ingress_and_gateway_are_served_by_pods_that_came_with_them(site: Site) -> None:
-    assert site.settled(2), site.why()
     assert all(site.answers(*one) for one in site.hosts.items())
     assert len(set(site.hosts.values())) == 2
-    (status,) = {one["status"]["state"] for one in site.nodes.get("vs")["items"]}
-    assert status == "up"
-    assert {e["status"]["bgpUp"] for e in site.nodes.get("se")["items"]} == {"1/1"}
+
+    def mirrored(kind: str, field: str) -> set[str]:
+        return {one["status"].get(field, "") for one in site.nodes.get(kind)["items"]}
+
+    until(lambda: mirrored("vs", "state") == {"up"}, why=site.why)
+    until(lambda: mirrored("se", "bgpUp") == {"1/1"}, why=site.why)
 
 
 def test_pods_have_no_more_rights_than_they_need(site: Site) -> None:
