@@ -6,7 +6,7 @@ it; a certificate goes to the engines that have asked for it.  Every call costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from time import perf_counter
 
@@ -29,6 +29,7 @@ from akocore.engines.envoy.resources import (
     scope,
     secret,
 )
+from akocore.index import Index
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
 from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
@@ -72,8 +73,10 @@ class Realiser:
         self.now = now
         self.port_offset = port_offset
         self._up: set[str] = set()  # backends that have a server
-        # Service → backend → group → virtual service → hosts
-        self._backends: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+        self._backends = Index()  # Service → its ports that somebody needs
+        self._groups = Index()  # Service port → groups that have it
+        # (Service port, group) → virtual service → hosts
+        self._users: dict[tuple[str, str], dict[str, int]] = {}
         self._diffs: dict[str, _Diff] = {}
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
@@ -103,23 +106,26 @@ class Realiser:
                 places.add((home.group, vs))
                 for one in one_by_port:
                     scopes[home.group, one.name] = one
-        backends = frozenset(
-            (group, vs, route.pool.backend)
-            for group, vs in places
-            for route in model.routes
-            if route.pool.backend is not None
+        backends = tuple(
+            {
+                (group, vs, route.pool.backend): None
+                for group, vs in places
+                for route in model.routes
+                if route.pool.backend is not None
+            }
         )
         self._use(placed.backends, backends)
         placed.backends = backends
         for (group, _), one in scopes.items():
             self._put(group, one)
-        names = frozenset(scopes)
-        for group, name in placed.scopes - names:
-            self._drop(group, SRDS, name)
-        placed.scopes = names
-        if places != placed.sequence.keys():
-            # -1: set by `_publish`; a place that it had before it is served at all the while.
-            placed.sequence = {at: placed.sequence.get(at, -1) for at in places}
+        for group, name in placed.scopes:
+            if (group, name) not in scopes:
+                self._drop(group, SRDS, name)
+        placed.scopes = tuple(scopes)
+        if places != {(group, vs) for group, vs, _ in placed.places}:
+            # -1: set by `publish`; a place that it had before it is served at all the while.
+            before = {(group, vs): number for group, vs, number in placed.places}
+            placed.places = tuple((*at, before.get(at, -1)) for at in sorted(places))
             self._unsettled.append(placed)
         self.realised += 1
         self.encode_s += perf_counter() - began
@@ -128,42 +134,42 @@ class Realiser:
         """Publish a host nowhere any more."""
         for group, name in placed.scopes:
             self._drop(group, SRDS, name)
-        self._use(placed.backends, frozenset())
+        self._use(placed.backends, ())
         if placed.model.certificate:
             self.push_secret(host)
 
     def _use(
-        self, before: frozenset[tuple[str, str, str]], after: frozenset[tuple[str, str, str]]
+        self, before: Collection[tuple[str, str, str]], after: Collection[tuple[str, str, str]]
     ) -> None:
         """Count who needs which cluster and pool; a cluster is there while somebody needs it."""
-        for group, vs, backend in after - before:
-            key = _service_of(backend)[0]
-            groups = self._backends.setdefault(key, {}).setdefault(backend, {})
-            if group not in groups:
+        had, have = frozenset(before), frozenset(after)
+        for group, vs, backend in have - had:
+            users = self._users.get((backend, group))
+            if users is None:
+                users = self._users[backend, group] = {}
+                self._groups.add(backend, group)
+                self._backends.add(_service_of(backend)[0], backend)
                 members = self.members(backend)
                 if members:
                     self._up.add(backend)
                 self._put(group, self._cluster(backend, members))
-            users = groups.setdefault(group, {})
             users[vs] = users.get(vs, 0) + 1
             self._count_pool(vs, backend, 1)
-        for group, vs, backend in before - after:
-            key = _service_of(backend)[0]
-            groups = self._backends[key][backend]
-            users = groups[group]
+        for group, vs, backend in had - have:
+            users = self._users[backend, group]
             self._count_pool(vs, backend, -1)
             users[vs] -= 1
             if users[vs]:
                 continue
             del users[vs]
-            if not users:
-                del groups[group]
-                self._drop(group, CDS, cluster_name(backend))
-            if not groups:
+            if users:
+                continue
+            del self._users[backend, group]
+            self._groups.discard(backend, group)
+            self._drop(group, CDS, cluster_name(backend))
+            if not self._groups.get(backend):
                 self._up.discard(backend)
-                del self._backends[key][backend]
-                if not self._backends[key]:
-                    del self._backends[key]
+                self._backends.discard(_service_of(backend)[0], backend)
 
     def _cluster(self, backend: str, members: list[tuple[str, int]]) -> Encoded:
         service = self.store.service(_service_of(backend)[0])
@@ -227,20 +233,20 @@ class Realiser:
     def endpoints(self, services: Iterable[str]) -> None:
         began = perf_counter()
         for service in services:
-            for backend, groups in self._backends.get(service, {}).items():
+            for backend in self._backends.get(service):
                 members = self.members(backend)
                 if bool(members) != (backend in self._up):
-                    self._turn(backend, groups)
+                    self._turn(backend)
                 one = self._cluster(backend, members)
-                for group in groups:
+                for group in self._groups.get(backend):
                     self._put(group, one)
         self.encode_s += perf_counter() - began
 
-    def _turn(self, backend: str, groups: Mapping[str, Mapping[str, int]]) -> None:
+    def _turn(self, backend: str) -> None:
         """A Service port got its first server, or lost its last.  Cost: who uses it."""
         up = backend not in self._up
         (self._up.add if up else self._up.discard)(backend)
-        for vs in {vs for users in groups.values() for vs in users}:
+        for vs in {vs for at in self._groups.get(backend) for vs in self._users[backend, at]}:
             if (service := self.placement.services.get(vs)) is not None:
                 service.pools_up += 1 if up else -1
                 self.vs_touched.add(vs)
@@ -390,12 +396,17 @@ class Realiser:
         for group, diff in diffs.items():
             self.ads.catalog(group).secret = self.secret_for
             self.ads.publish(group, diff.puts.values(), diff.drops)
+        known: dict[tuple[str, str, int], tuple[str, str, int]] = {}
         for placed in self._unsettled:
-            for (group, vs), sequence in placed.sequence.items():
-                if sequence < 0:
-                    number = self.ads.catalog(group).sequence
-                    placed.sequence[group, vs] = number
-                    self._placed.append((group, number, placed.model.host))
+            places: list[tuple[str, str, int]] = []
+            for group, vs, number in placed.places:
+                if number < 0:
+                    place = (group, vs, self.ads.catalog(group).sequence)
+                    self._placed.append((group, place[2], placed.model.host))
+                else:
+                    place = (group, vs, number)
+                places.append(known.setdefault(place, place))
+            placed.places = tuple(places)
         self._unsettled.clear()
         self._placed_l4 += self.l4.settle(lambda group: self.ads.catalog(group).sequence)
 

@@ -310,7 +310,7 @@ class Reconciler:
             for host in hosts:
                 placed = self.hosts[host]
                 del placed.old[vs]
-                placed.left.discard(vs)
+                placed.left -= {vs}
                 service.hosts.discard(host)
                 self.realiser.realise(host, placed)
         for vs, home in move.homes:
@@ -359,7 +359,7 @@ class Reconciler:
         for host in service.hosts:
             placed = self.hosts[host]
             del placed.old[service.name]
-            placed.left.discard(service.name)
+            placed.left -= {service.name}
             self.realiser.realise(host, placed)
         for home in service.homes:
             self.realiser.drop_floors(service, home)
@@ -374,7 +374,7 @@ class Reconciler:
         for host, vs in move.hosts:
             placed = self.hosts.get(host)
             if placed is not None and placed.old.get(vs) == move.number:
-                placed.left.add(vs)
+                placed.left |= {vs}
         for vs, home in move.homes:
             service = self.placement.services.get(vs)
             if service is not None and service.left.get(home.address) == move.number:
@@ -525,11 +525,11 @@ class Reconciler:
                 if placed.model.setting != model.setting:
                     self.placement.forget_host(placed.model.setting, host)
                 placed.old[placed.vs] = move.number
-                placed.left.discard(placed.vs)
+                placed.left -= {placed.vs}
                 if placed.shown == service.name:  # back to where it still is: the others never were
-                    placed.left.update(placed.old)
+                    placed.left |= placed.old.keys()
                 placed.old.pop(service.name, None)
-                placed.left.discard(service.name)
+                placed.left -= {service.name}
                 move.hosts.append((host, placed.vs))
                 placed.vs = service.name
                 service.hosts.add(host)

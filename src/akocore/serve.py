@@ -83,7 +83,12 @@ class Sink(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How many writes are due."""
+        """How many statuses are due."""
+        ...
+
+    @property
+    def events_waiting(self) -> int:
+        """How many events are to be told after that."""
         ...
 
     def touch(self, kind: str, key: str) -> None:
@@ -631,7 +636,7 @@ class Serve:
         placed = at.hosts[host]
         home = at.placement.services[placed.shown].shown
         if home is not None:
-            sequence = placed.sequence.get((home.group, placed.shown), 0)
+            sequence = placed.sequence(home.group, placed.shown)
             self._to_show.setdefault(home.group, deque()).append((sequence, host))
 
     def show_listener_later(self, vs: str) -> None:
@@ -766,6 +771,7 @@ class Serve:
                 "moving": len(self._moving) + self._resting + self.facts.waiting,
                 "nacks": self.ads.nacks,
                 "statusWaiting": self.sink.waiting if self.sink is not None else 0,
+                "eventsWaiting": self.sink.events_waiting if self.sink is not None else 0,
                 "statusWritten": self.sink.written if self.sink is not None else 0,
                 "engines": {n: e.pid for n, e in self.engines.running.items()},
             },

@@ -107,7 +107,7 @@ def _programmed(at: Reconciler, host: str) -> Home | None:
     home = service.shown
     if home is None or not _serving(at, service, home):
         return None
-    wanted = max(placed.sequence.get((home.group, service.name), 1), 1)
+    wanted = max(placed.sequence(home.group, service.name), 1)
     return home if at.ads.acknowledged(home.group) >= wanted else None
 
 
@@ -117,7 +117,7 @@ def _waits_for(at: Reconciler, host: str) -> list[str]:
     service = at.placement.services[placed.shown]
     if (home := service.shown) is None:
         return []
-    wanted = max(placed.sequence.get((home.group, service.name), 1), 1)
+    wanted = max(placed.sequence(home.group, service.name), 1)
     return sorted(
         f"{e.name} at {e.controller}" if isinstance(e, Elsewhere) else e.name
         for e in at.ads.fleet.values()

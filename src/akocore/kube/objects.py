@@ -7,6 +7,7 @@ trees without cycles, so they are left out of the garbage collector (``gc=False`
 
 from __future__ import annotations
 
+from sys import intern
 from typing import Annotated, ClassVar, Final
 
 import msgspec
@@ -27,6 +28,7 @@ __all__ = [
     "GatewayClass",
     "Ingress",
     "IngressClass",
+    "LabelledMeta",
     "Namespace",
     "Network",
     "Object",
@@ -40,9 +42,12 @@ __all__ = [
     "VsVip",
     "decode",
     "key_of",
+    "share",
 ]
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
+
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 class _Part(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -58,7 +63,6 @@ class ObjectMeta(_Part, frozen=True):
     generation: int = 0
     resource_version: str = ""
     uid: str = ""
-    labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     deletion_timestamp: str | None = None
 
@@ -69,6 +73,12 @@ class ObjectMeta(_Part, frozen=True):
 
     def annotation(self, name: str) -> str | None:
         return self.annotations.get(name) if self.annotations else None
+
+
+class LabelledMeta(ObjectMeta, frozen=True):
+    """Of what is chosen by its labels.  Nobody reads those of the others: they stay on the wire."""
+
+    labels: dict[str, str] | None = None
 
 
 class Object(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, kw_only=True):
@@ -185,16 +195,13 @@ class ServicePort(_Part, frozen=True):
     name: str = ""
     protocol: str = "TCP"
     target_port: int | str | None = None
-    node_port: int = 0
     app_protocol: str | None = None
 
 
 class ServiceSpec(_Part, frozen=True):
     type: str = "ClusterIP"
     ports: tuple[ServicePort, ...] = ()
-    selector: dict[str, str] | None = None
     external_name: str = ""
-    cluster_ip: str = msgspec.field(default="", name="clusterIP")
     load_balancer_class: str | None = None
     load_balancer_ip: str = msgspec.field(default="", name="loadBalancerIP")
     load_balancer_source_ranges: tuple[str, ...] = ()
@@ -220,6 +227,7 @@ class ServiceStatus(_Part, frozen=True):
 
 class Service(Object, frozen=True, gc=False, kw_only=True):
     KIND = "Service"
+    metadata: LabelledMeta
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus = ServiceStatus()
 
@@ -241,9 +249,20 @@ class EndpointPort(_Part, frozen=True):
     protocol: str | None = None
 
 
+class SliceLabels(Struct, frozen=True, gc=False):
+    """The one label of an EndpointSlice that says something: the Service that it is of."""
+
+    service: str = msgspec.field(default="", name="kubernetes.io/service-name")
+
+
+class SliceMeta(ObjectMeta, frozen=True):
+    labels: SliceLabels | None = None
+
+
 class EndpointSlice(Object, frozen=True, gc=False, kw_only=True):
     GROUP = "discovery.k8s.io"
     KIND = "EndpointSlice"
+    metadata: SliceMeta
     address_type: str = "IPv4"
     endpoints: tuple[Endpoint, ...] | None = ()
     ports: tuple[EndpointPort, ...] | None = ()
@@ -252,7 +271,7 @@ class EndpointSlice(Object, frozen=True, gc=False, kw_only=True):
     def service(self) -> str | None:
         """Key of the Service that the slice belongs to (its well-known label)."""
         labels = self.metadata.labels
-        name = labels.get("kubernetes.io/service-name") if labels else None
+        name = labels.service if labels else ""
         return f"{self.metadata.namespace}/{name}" if name else None
 
 
@@ -268,6 +287,7 @@ class Secret(Object, frozen=True, gc=False, kw_only=True):
 class Namespace(Object, frozen=True, gc=False, kw_only=True):
     KIND = "Namespace"
     NAMESPACED = False
+    metadata: LabelledMeta
 
 
 # ── ako.vmware.com ──────────────────────────────────────────────────────────────────────────
@@ -697,6 +717,15 @@ class Batch(Struct, frozen=True):
     refusals: dict[str, tuple[Refusal, ...]]
     at: float
     received: Received | None = None
+
+
+def share(obj: Object) -> None:
+    """Keep once what many objects have alike, and not at all what kubectl notes for itself."""
+    meta = obj.metadata
+    msgspec.structs.force_setattr(meta, "namespace", intern(meta.namespace))
+    msgspec.structs.force_setattr(meta, "creation_timestamp", intern(meta.creation_timestamp))
+    if meta.annotations is not None:
+        meta.annotations.pop(_LAST_APPLIED, None)
 
 
 def key_of(kind: str, key: str) -> str:

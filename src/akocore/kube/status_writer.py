@@ -132,9 +132,13 @@ class StatusWriter:
 
     @property
     def waiting(self) -> int:
-        """How many writes are due."""
-        due = sum(map(len, self._due.values())) + len(self._events)
-        return due + len(self._busy) + len(self._delayed)
+        """How many statuses and mirrors are due."""
+        return sum(map(len, self._due.values())) + len(self._busy) + len(self._delayed)
+
+    @property
+    def events_waiting(self) -> int:
+        """How many events are to be written, when no status is due."""
+        return len(self._events)
 
     # ── what is due ─────────────────────────────────────────────────────────────────────────
 

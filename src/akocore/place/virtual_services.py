@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container
+from sys import intern
 
 from msgspec import Struct, field
 
@@ -80,22 +81,29 @@ class VirtualService(Struct):
 
 
 class Placed(Struct):
-    """A host and where it is served.  ``old``: virtual services that it is leaving."""
+    """A host and where it is served.  ``old``: virtual services that it is leaving.
+
+    There is one a host: what most have alike is a tuple, or shared.
+    """
 
     model: HostModel
     vs: str
     old: dict[str, int] = field(default_factory=dict)  # name → number of the move
-    left: set[str] = field(default_factory=set)  # of `old`: no longer shown
-    # (group, virtual service) → the publication that brought it there
-    sequence: dict[tuple[str, str], int] = field(default_factory=dict)
-    scopes: frozenset[tuple[str, str]] = frozenset()  # (group, scope's name) published
+    left: frozenset[str] = frozenset()  # of `old`: no longer shown
+    # (group, virtual service, the publication that brought it there)
+    places: tuple[tuple[str, str, int], ...] = ()
+    scopes: tuple[tuple[str, str], ...] = ()  # (group, scope's name) published
     # (group, virtual service, Service port) referred to
-    backends: frozenset[tuple[str, str, str]] = frozenset()
+    backends: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def shown(self) -> str:
         """The virtual service whose address status names."""
         return next((vs for vs in self.old if vs not in self.left), self.vs)
+
+    def sequence(self, group: str, vs: str) -> int:
+        """The publication that brought it there; 0: it is not there, -1: not yet published."""
+        return next((n for at, name, n in self.places if (at, name) == (group, vs)), 0)
 
 
 class Placement:
@@ -129,7 +137,7 @@ class Placement:
             if fact is not None and fact.startswith(f"{size} "):
                 out[i] = int(fact[len(size) + 1 :])
             else:
-                self.state.put("shard", key, f"{size} {out[i]}")
+                self.state.put("shard", key, intern(f"{size} {out[i]}"))
         return out
 
     def forget_host(self, setting: str, host: str) -> None:

@@ -17,7 +17,7 @@ The shape was chosen by measurement at 10,000 hosts:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
@@ -188,6 +188,7 @@ def cluster(backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool 
 # ── scopes: hosts ───────────────────────────────────────────────────────────────────────────
 
 
+@lru_cache(1024)
 def collection(vs: str, port: int) -> str:
     """The collection of the scopes of one virtual service and port."""
     return f"{_XDSTP}{vs.replace('*', '_')}/{port}/*"
