@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
+from typing import Generic, TypeVar
 
-__all__ = ["Index"]
+__all__ = ["Index", "Users"]
 
 
 class Index:
@@ -34,3 +35,43 @@ class Index:
                 self._keys[name] = found.pop()
         elif found == key:
             del self._keys[name]
+
+
+_T = TypeVar("_T", bound=Hashable)
+
+
+class Users(Generic[_T]):
+    """Thing → who uses it, and how many times.  Every call costs what it is given."""
+
+    def __init__(self) -> None:
+        self._users: dict[_T, str | dict[str, int]] = {}  # a str: this one, once
+
+    def get(self, thing: _T) -> Collection[str]:
+        found = self._users.get(thing, ())
+        return (found,) if isinstance(found, str) else found
+
+    def add(self, thing: _T, user: str) -> bool:
+        """Whether nobody used it so far."""
+        found = self._users.get(thing)
+        if found is None:
+            self._users[thing] = user
+            return True
+        if isinstance(found, str):
+            found = self._users[thing] = {found: 1}
+        found[user] = found.get(user, 0) + 1
+        return False
+
+    def discard(self, thing: _T, user: str) -> bool:
+        """Whether nobody uses it any more.  Raises `KeyError` for one who did not."""
+        found = self._users[thing]
+        if isinstance(found, str):
+            if found != user:
+                raise KeyError(user)
+            del self._users[thing]
+            return True
+        found[user] -= 1
+        if not found[user]:
+            del found[user]
+        if not found:
+            del self._users[thing]
+        return not found

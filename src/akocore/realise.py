@@ -29,7 +29,7 @@ from akocore.engines.envoy.resources import (
     scope,
     secret,
 )
-from akocore.index import Index
+from akocore.index import Index, Users
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
 from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
@@ -75,8 +75,7 @@ class Realiser:
         self._up: set[str] = set()  # backends that have a server
         self._backends = Index()  # Service → its ports that somebody needs
         self._groups = Index()  # Service port → groups that have it
-        # (Service port, group) → virtual service → hosts
-        self._users: dict[tuple[str, str], dict[str, int]] = {}
+        self._users: Users[tuple[str, str]] = Users()  # (Service port, group) → virtual services
         self._diffs: dict[str, _Diff] = {}
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
@@ -144,32 +143,22 @@ class Realiser:
         """Count who needs which cluster and pool; a cluster is there while somebody needs it."""
         had, have = frozenset(before), frozenset(after)
         for group, vs, backend in have - had:
-            users = self._users.get((backend, group))
-            if users is None:
-                users = self._users[backend, group] = {}
+            if self._users.add((backend, group), vs):
                 self._groups.add(backend, group)
                 self._backends.add(_service_of(backend)[0], backend)
                 members = self.members(backend)
                 if members:
                     self._up.add(backend)
                 self._put(group, self._cluster(backend, members))
-            users[vs] = users.get(vs, 0) + 1
             self._count_pool(vs, backend, 1)
         for group, vs, backend in had - have:
-            users = self._users[backend, group]
             self._count_pool(vs, backend, -1)
-            users[vs] -= 1
-            if users[vs]:
-                continue
-            del users[vs]
-            if users:
-                continue
-            del self._users[backend, group]
-            self._groups.discard(backend, group)
-            self._drop(group, CDS, cluster_name(backend))
-            if not self._groups.get(backend):
-                self._up.discard(backend)
-                self._backends.discard(_service_of(backend)[0], backend)
+            if self._users.discard((backend, group), vs):
+                self._groups.discard(backend, group)
+                self._drop(group, CDS, cluster_name(backend))
+                if not self._groups.get(backend):
+                    self._up.discard(backend)
+                    self._backends.discard(_service_of(backend)[0], backend)
 
     def _cluster(self, backend: str, members: list[tuple[str, int]]) -> Encoded:
         service = self.store.service(_service_of(backend)[0])
@@ -246,7 +235,7 @@ class Realiser:
         """A Service port got its first server, or lost its last.  Cost: who uses it."""
         up = backend not in self._up
         (self._up.add if up else self._up.discard)(backend)
-        for vs in {vs for at in self._groups.get(backend) for vs in self._users[backend, at]}:
+        for vs in {vs for at in self._groups.get(backend) for vs in self._users.get((backend, at))}:
             if (service := self.placement.services.get(vs)) is not None:
                 service.pools_up += 1 if up else -1
                 self.vs_touched.add(vs)
