@@ -103,7 +103,7 @@ class ApiServer:
                 headers=headers,
                 connector=aiohttp.TCPConnector(ssl=self._found.ssl_context(), limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-                read_bufsize=1 << 20,
+                read_bufsize=1 << 18,
             )
             if old is not None:
                 await old.close()

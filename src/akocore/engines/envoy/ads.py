@@ -86,7 +86,7 @@ class Catalog:
         """Take in a resource; False when it is there already, as it is."""
         resources = self.resources[one.type_url]
         old = resources.get(one.name)
-        if old is not None and old.fingerprint == one.fingerprint:
+        if old is not None and old.frame == one.frame:
             return False
         resources[one.name] = one
         if one.type_url == SRDS:
@@ -301,7 +301,7 @@ class AdsServer:
                 changed[one.type_url].append(one)
         for type_url, name in drops:
             if type_url == SDS:
-                removed[SDS].append(Encoded(SDS, name, b"", b""))
+                removed[SDS].append(Encoded(SDS, name, b""))
             elif (old := catalog.drop(type_url, name)) is not None:
                 removed[type_url].append(old)
         if not any(changed.values()) and not any(removed.values()):
@@ -488,7 +488,7 @@ class AdsServer:
             puts = [
                 one
                 for one in found.values()
-                if one is not None and has.get(one.name) != one.fingerprint.hex()
+                if one is not None and has.get(one.name) != one.version
             ]
             unknown = [name for name, one in found.items() if one is None]
             self._send(engine, SDS, puts, unknown, sequence)

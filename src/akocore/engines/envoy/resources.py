@@ -76,9 +76,21 @@ class Encoded(Struct, frozen=True, gc=False):
 
     type_url: str
     name: str
-    fingerprint: bytes  # 16 bytes; its hex is the resource's version
     frame: bytes
     collection: str = ""  # of a scope: the collection that it belongs to
+
+    @property
+    def version(self) -> str:
+        """The resource's version, 32 digits: it is in the frame, after a tag and two lengths."""
+        at = 1
+        while self.frame[at] & 128:
+            at += 1
+        return self.frame[at + 3 : at + 35].decode()
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes: the version's digits."""
+        return bytes.fromhex(self.version)
 
 
 def _varint(n: int) -> bytes:
@@ -99,16 +111,15 @@ def _any_head(type_url: str) -> bytes:
 
 
 def encoded(type_url: str, name: str, message: Message, collection: str = "") -> Encoded:
-    """A message as it is sent, with its fingerprint."""
+    """A message as it is sent; its version is its fingerprint."""
     value = message.SerializeToString(deterministic=True)
-    print_ = fingerprint(value)
     # discovery.v3.Resource (version 1, resource 2, name 3) as field 2 of the response, by hand:
     # the value is in place already, and 10,000 of these are a fifth of a start.
     head, size = _any_head(type_url), _varint(len(value))
     own = name.encode()
     body = (
         b"\x0a\x20",
-        print_.hex().encode(),
+        fingerprint(value).hex().encode(),
         b"\x12",
         _varint(len(head) + len(size) + len(value)),
         head,
@@ -119,7 +130,7 @@ def encoded(type_url: str, name: str, message: Message, collection: str = "") ->
         own,
     )
     frame = b"".join(body)
-    return Encoded(type_url, name, print_, b"\x12" + _varint(len(frame)) + frame, collection)
+    return Encoded(type_url, name, b"\x12" + _varint(len(frame)) + frame, collection)
 
 
 def _any(message: Message) -> any_pb2.Any:
@@ -176,7 +187,7 @@ def cluster(backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool 
     if sticky:
         out.lb_policy = cluster_pb2.Cluster.MAGLEV
         out.maglev_lb_config.table_size.value = _TABLE
-    out.load_assignment.cluster_name = name
+    out.load_assignment.cluster_name = "-"  # must be something; nobody looks at it
     members = out.load_assignment.endpoints.add()
     for address, port in endpoints:
         socket = members.lb_endpoints.add().endpoint.address.socket_address
@@ -205,7 +216,7 @@ def _scope(
     out = scoped_route_pb2.ScopedRouteConfiguration(name=name)
     out.key.fragments.add().string_key = host or "*"
     config = out.route_configuration
-    config.name = name
+    config.name = host or "*"  # the scope says the rest
     if host and not host.startswith("*"):
         config.typed_per_filter_config[_FALLBACK].CopyFrom(_FALLBACK_OFF)
     virtual_host = config.virtual_hosts.add()
