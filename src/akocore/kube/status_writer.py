@@ -263,7 +263,7 @@ class StatusWriter:
         """Apply a status that was computed from ``version``; the version that it made."""
         if not await self._pace():
             return None
-        resource, meta = self._resources[obj.KIND], obj.metadata
+        resource, meta = self._resources[obj.stored()], obj.metadata
         body = {
             "apiVersion": resource.api_version,
             "kind": obj.KIND,
@@ -495,7 +495,7 @@ class StatusWriter:
             "note": event.note[:1024],
             "regarding": {
                 "apiVersion": self._resources[kind].api_version,
-                "kind": kind,
+                "kind": obj.KIND,
                 "namespace": obj.metadata.namespace,
                 "name": obj.metadata.name,
                 "uid": obj.metadata.uid,
