@@ -98,12 +98,12 @@ def _rule(at: Translation, route: Route, i: int) -> list[HttpRule]:
     field = f"spec.rules[{i}]"
     spec = route.spec.rules[i]
     before = len(at.findings)
-    matches = [
-        _grpc_match(at, one, f"{field}.matches[{m}]")
-        if isinstance(one, GRPCRouteMatch)
-        else _http_match(at, one, f"{field}.matches[{m}]")
-        for m, one in enumerate(spec.matches)
-    ]
+    matches: list[HttpMatch] = []
+    for m, one in enumerate(spec.matches):
+        if isinstance(one, GRPCRouteMatch):
+            matches.append(_grpc_match(at, one, f"{field}.matches[{m}]"))
+        elif isinstance(one, HTTPRouteMatch):
+            matches.append(_http_match(at, one, f"{field}.matches[{m}]"))
     if any(one.type == "PartiallyInvalid" for one in at.findings[before:]):
         return []
     if not matches:
