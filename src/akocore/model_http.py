@@ -14,6 +14,9 @@ from msgspec import Struct
 __all__ = [
     "Backend",
     "BackendTls",
+    "Chain",
+    "ChainTls",
+    "ClientCertificates",
     "Cors",
     "ExternalAuth",
     "HeaderEdit",
@@ -151,7 +154,8 @@ class HttpRule(Struct, frozen=True, gc=False):
     """One match and what becomes of its requests.
 
     ``redirect`` goes before backends; without either and without ``backends`` it is a 500.
-    ``answer``: a status given at once, whatever else is here.
+    ``answer``: a status given at once, whatever else is here.  ``grpc``: a rule of a GRPCRoute,
+    whose missing backends are UNAVAILABLE.
     """
 
     name: str
@@ -170,6 +174,7 @@ class HttpRule(Struct, frozen=True, gc=False):
     backend_timeout_s: float = 0.0
     retry: Retry | None = None
     session: Session | None = None
+    grpc: bool = False
 
 
 class HttpHost(Struct, frozen=True, gc=False):
@@ -180,3 +185,39 @@ class HttpHost(Struct, frozen=True, gc=False):
 
     host: str
     rules: tuple[HttpRule, ...] = ()
+
+
+# ── ports of a Gateway ──────────────────────────────────────────────────────────────────────
+
+
+class ClientCertificates(Struct, frozen=True, gc=False):
+    """Whose certificates clients show.  ``authorities``: PEM.
+
+    ``required`` False: who shows none, or one of anybody else, is let in as well.
+    """
+
+    authorities: str
+    required: bool = True
+
+
+class ChainTls(Struct, frozen=True, gc=False):
+    """TLS ends here.  ``secrets``: "namespace/name" of certificates, of which SNI chooses one."""
+
+    secrets: tuple[str, ...]
+    clients: ClientCertificates | None = None
+
+
+class Chain(Struct, frozen=True, gc=False):
+    """What connections of one kind meet at a port; of those with TLS, by server name.
+
+    ``name``: unique at the port, without a slash; the hosts of an HTTP chain belong to it.
+    ``server_names``: "a.example.test", "*.example.test" (any number of labels); (): any other.
+    ``tls`` None and ``passthrough``: TLS goes on to the backend; neither: there is no TLS.
+    ``tcp`` None: HTTP.  Shares of ``tcp`` without a backend are refused.
+    """
+
+    name: str
+    server_names: tuple[str, ...] = ()
+    tls: ChainTls | None = None
+    passthrough: bool = False
+    tcp: tuple[Backend, ...] | None = None
