@@ -9,7 +9,7 @@ listeners and, if they came out differently, its routes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from msgspec import Struct, field
@@ -30,7 +30,7 @@ from akocore.kube.gateway_objects import (
     TLSRoute,
 )
 from akocore.kube.meta import Object
-from akocore.kube.objects import Change, Secret, ServicePort
+from akocore.kube.objects import Change, ServicePort
 from akocore.model import Refusal
 from akocore.model_http import Backend, BackendTls, HttpHost, HttpMatch, HttpRule, TextMatch
 from akocore.place.virtual_services import Placement, VirtualService
@@ -48,9 +48,8 @@ from akocore.translate.gateway_api.attachment import (
 from akocore.translate.gateway_api.backends import Context
 from akocore.translate.gateway_api.found import Finding, ListenerId, RouteId
 from akocore.translate.gateway_api.grants import permits
-from akocore.translate.gateway_api.hostnames import most_specific
 from akocore.translate.gateway_api.listeners import ListenerView, listeners, without_findings
-from akocore.translate.gateway_api.ports import chain_of, gateway_port
+from akocore.translate.gateway_api.ports import chain_of, gateway_port, meant
 from akocore.translate.gateway_api.rules import RouteRules, host, rules_of
 from akocore.translate.names import Names
 from akocore.translate.services import is_address
@@ -59,6 +58,8 @@ from akocore.translate.tls import Certificate, CertificateProblem
 __all__ = ["GatewayApi", "GatewayState", "RouteState"]
 
 Id = tuple[str, str]  # (kind as stored, key)
+_HTTP = ("HTTP", "HTTPS")
+_MISDIRECTED: ListenerId = ("", "", "misdirected")
 _ROUTES = {kind.KIND for kind in ROUTE_KINDS}
 _KINDS = {GATEWAY, GATEWAY_CLASS, "ListenerSet", "ReferenceGrant", "BackendTLSPolicy", *_ROUTES}
 
@@ -103,7 +104,7 @@ class GatewayApi:
     """Follows what `take` is given when `follow` is called.
 
     ``touched``: objects (kind as stored, key) that may say something else now; who reads it clears
-    it.  ``secrets``, ``config_maps``: how many name each of them.
+    it.  ``named``: Secrets and ConfigMaps ("Kind/namespace/name") that somebody names.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class GatewayApi:
         self.gateways: dict[str, GatewayState] = {}
         self.routes: dict[RouteId, RouteState] = {}
         self.touched: set[Id] = set()
+        self.named: set[str] = set()
         self.owners: dict[str, str] = {}  # virtual service → Gateway's key
         self._store = store
         self._names = names
@@ -133,6 +135,7 @@ class GatewayApi:
         self._gateways_due: set[str] = set()
         self._routes_due: set[RouteId] = set()
         self._hosts_due: set[tuple[str, ListenerId, str]] = set()
+        self._listeners_due: set[str] = set()  # Gateways whose listeners came out differently
         self._ports_due: set[tuple[str, tuple[str, int]]] = set()
 
     # ── events ──────────────────────────────────────────────────────────────────────────────
@@ -205,8 +208,11 @@ class GatewayApi:
             self._refers[ref].discard(who)
             if not self._refers[ref]:
                 del self._refers[ref]
+                self.named.discard(ref)
         for ref in refers - before:
             self._refers.setdefault(ref, set()).add(who)
+            if ref.startswith(("Secret/", "ConfigMap/")):
+                self.named.add(ref)
 
     # ── following ───────────────────────────────────────────────────────────────────────────
 
@@ -228,10 +234,13 @@ class GatewayApi:
             self._route(id_)
         hosts, self._hosts_due = self._hosts_due, set()
         ports, self._ports_due = self._ports_due, set()
-        for key, at in sorted(ports):
-            self._port(key, at)
+        changed, self._listeners_due = self._listeners_due, set()
+        for key in sorted(changed):
+            self._misdirected(key)
         for one in sorted(hosts):
             self._host(*one)
+        for key, at in sorted(ports):
+            self._port(key, at)
 
     def _age(self, key: str) -> tuple[bool, str, str]:
         """Who asks for just one address goes before those that take any, then the older."""
@@ -291,11 +300,18 @@ class GatewayApi:
             self._refer_to(f"Gateway/{key}")
             for one in sets:
                 self._refer_to(f"ListenerSet/{one.metadata.key}")
+        if before != state.listeners:
             self._ports_of(key, before)
             self._hosts_of(key, state)
-        elif before != state.listeners:
-            self._ports_of(key, before)
-            self._hosts_of(key, state)
+            if state.vs:
+                stays = {id_: _place(one) for id_, one in state.listeners.items()}
+                self._realiser.drop_hosts(
+                    self._placement.services[state.vs],
+                    lambda at, placed: (
+                        placed.owner != _MISDIRECTED
+                        and stays.get(placed.owner) != (at.port, at.chain)
+                    ),
+                )
         self._ports_of(key, state.listeners)
 
     def _listeners(
@@ -385,6 +401,10 @@ class GatewayApi:
         state.vs = vs
         self.owners[vs] = key
         service = self._placement.gateway_service(vs, infra)
+        if new:  # it may have been another life's, which is not over yet
+            self._realiser.drop_hosts(service, lambda _at, _placed: True)
+            for at in list(service.gateway.ports if service.gateway is not None else ()):
+                self._ports_due.add((key, at))
         service.wanted = address
         settle(service, infra)
         if new:
@@ -396,10 +416,8 @@ class GatewayApi:
     ) -> None:
         if not state.vs:
             return
-        service = self._placement.services[state.vs]
         del self.owners[state.vs]
-        close(service)
-        self._realiser.withdraw(service)
+        close(self._placement.services[state.vs])
         self._refer_to(f"VirtualService/{state.vs}")
         state.vs = ""
 
@@ -408,6 +426,7 @@ class GatewayApi:
 
     def _hosts_of(self, key: str, state: GatewayState) -> None:
         """All hosts of a Gateway are to be looked at."""
+        self._listeners_due.add(key)
         for id_, hosts in state.on.items():
             self._hosts_due.update((key, id_, one) for one in hosts)
         for id_, view in state.listeners.items():
@@ -513,71 +532,66 @@ class GatewayApi:
     def _host(self, gateway: str, listener: ListenerId, name: str) -> None:
         """Merge the routes of one host and make it so.  Cost: their rules."""
         state = self.gateways.get(gateway)
+        view = state.listeners.get(listener) if state is not None else None
+        if state is None or not state.vs or view is None or view.protocol not in _HTTP:
+            return  # what it had is gone with its listener
+        model: HttpHost | None = None
+        if view.serves and meant(name, view, state.listeners.values()) == view.hostname:
+            speaking = state.on.get(listener, {}).get(name, set())
+            if speaking or name == view.hostname:
+                ordered = sorted(speaking, key=self._seniority)
+                model = host(name, [self.routes[one].rules for one in ordered])
+        service = self._placement.services[state.vs]
+        at = HostAt(view.port, chain_of(view), name)
+        self._realiser.place_host(service, listener, at, model)
+
+    def _misdirected(self, gateway: str) -> None:
+        """Requests for another listener's hosts, on a connection of this one: 421 (RFC 9110)."""
+        state = self.gateways.get(gateway)
         if state is None or not state.vs:
             return
         service = self._placement.services[state.vs]
-        view = state.listeners.get(listener)
-        if view is None or view.protocol not in ("HTTP", "HTTPS"):
-            self._realiser.forget_listener(service, listener, name)
-            return
-        at = HostAt(view.port, chain_of(view), name)
-        meant = self._meant(state, view, name)
-        speaking = state.on.get(listener, {}).get(name, set())
-        model: HttpHost | None = None
-        if view.serves and meant == view.hostname and (speaking or name == view.hostname):
-            ordered = sorted(speaking, key=lambda one: (self.routes[one].age, one))
-            model = host(name, [self.routes[one].rules for one in ordered])
-        self._realiser.place_host(service, listener, at, model)
-        if view.mode and name == view.hostname:
-            self._misdirected(state, service, view)
-
-    def _meant(self, state: GatewayState, view: ListenerView, name: str) -> str | None:
-        """The hostname of the listener, of all on that port, that a request for ``name`` means."""
-        return most_specific(
-            name,
-            (
-                one.hostname
-                for one in state.listeners.values()
-                if one.port == view.port and one.accepted and one.protocol == view.protocol
-            ),
+        views = [one for one in state.listeners.values() if one.protocol == "HTTPS"]
+        wanted = {
+            HostAt(here.port, chain_of(here), there.hostname)
+            for here in views
+            for there in views
+            if here.serves
+            and there.accepted
+            and here.port == there.port
+            and here.hostname != there.hostname
+        }
+        self._realiser.drop_hosts(
+            service, lambda at, placed: placed.owner == _MISDIRECTED and at not in wanted
         )
-
-    def _misdirected(
-        self, state: GatewayState, service: VirtualService, view: ListenerView
-    ) -> None:
-        """Requests for another listener's hosts, on a connection of this one: 421 (RFC 9110)."""
         rule = HttpRule("misdirected", HttpMatch(TextMatch("prefix", "")), answer=421)
-        others = [
-            one
-            for one in state.listeners.values()
-            if one.port == view.port and one.protocol == "HTTPS" and one.accepted
-        ]
-        for one in others:
-            for here, there in ((view, one), (one, view)):
-                if here is there or not here.serves:
-                    continue
-                at = HostAt(here.port, chain_of(here), there.hostname)
-                model = HttpHost(there.hostname, (rule,)) if there.accepted else None
-                if _weighs_less(here.hostname, there.hostname):
-                    self._realiser.place_host(
-                        service, ("Misdirected", "", chain_of(here)), at, model
-                    )
+        for at in sorted(wanted):
+            self._realiser.place_host(service, _MISDIRECTED, at, HttpHost(at.host, (rule,)))
 
     def _port(self, gateway: str, at: tuple[str, int]) -> None:
         state = self.gateways.get(gateway)
         if state is None or not state.vs:
             return
         service = self._placement.services[state.vs]
-        backends: dict[ListenerId, tuple[Backend, ...]] = {}
+        backends: dict[ListenerId, dict[str, tuple[Backend, ...]]] = {}
         for view in state.listeners.values():
-            if view.transport == at and view.protocol not in ("HTTP", "HTTPS"):
-                routes = state.routes.get(view.id, set())
-                if routes:
-                    oldest = min(routes, key=lambda one: (self.routes[one].age, one))
-                    backends[view.id] = self.routes[oldest].rules.backends
-        model = gateway_port(at, state.listeners.values(), backends)
+            if view.transport == at and view.protocol not in _HTTP:
+                backends[view.id] = {
+                    name: self.routes[min(ids, key=self._seniority)].rules.backends
+                    for name, ids in state.on.get(view.id, {}).items()
+                }
+        model = gateway_port(at, state.listeners.values(), backends, self._authorities)
         self._realiser.place_port(service, at, model)
         self.touched.add((GATEWAY, gateway))
+
+    def _seniority(self, route: RouteId) -> tuple[tuple[str, str], RouteId]:
+        """Of two routes the lesser came first."""
+        return self.routes[route].age, route
+
+    def _authorities(self, config_map: str) -> str:
+        obj = self._store.all("ConfigMap").get(config_map)
+        data = obj.data if isinstance(obj, ConfigMap) else None
+        return (data or {}).get("ca.crt", "")
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
@@ -591,12 +605,15 @@ class GatewayApi:
         """The Gateway of ours that a ListenerSet has joined."""
         return self._joined.get(listener_set)
 
-    def secrets(self) -> Iterator[str]:
-        """Secrets ("namespace/name") that somebody names."""
-        for ref in self._refers:
-            kind, _, key = ref.partition("/")
-            if kind == "Secret":
-                yield key
+    def uses_secret(self, key: str) -> bool:
+        """Whether a listener or a policy names a Secret."""
+        return f"Secret/{key}" in self._refers
+
+    def touch_all(self) -> None:
+        """Everything may say something else.  Cost: all of it."""
+        self.touched.update((GATEWAY, key) for key in self.gateways)
+        self.touched.update(self.routes)
+        self.touched.update(("ListenerSet", key) for key in self._joined)
 
     def names(self, vs: str, address: str) -> bool:
         """Whether a status names an address of a virtual service."""
@@ -628,9 +645,8 @@ def _attachable(views: Mapping[ListenerId, ListenerView]) -> dict[ListenerId, tu
     return {id_: (without_findings(one), one.accepted) for id_, one in views.items()}
 
 
-def _weighs_less(here: str, there: str) -> bool:
-    """Whether a connection of ``here`` could carry requests for ``there``: they may differ."""
-    return here != there
+def _place(view: ListenerView) -> tuple[int, str]:
+    return view.port, chain_of(view)
 
 
 def _found(obj: Object, type_: str, field_: str, reason: str, remedy: str) -> Finding:
@@ -678,6 +694,3 @@ def _only_status(old: Object | None, new: Object | None) -> bool:
     ):
         return False
     return getattr(old, "spec", None) == getattr(new, "spec", None)
-
-
-_ = Secret

@@ -8,7 +8,7 @@ from akocore.model_http import HttpHost
 from akocore.translate.gateway_api.found import ListenerId
 from akocore.translate.gateway_api.ports import GatewayPort
 
-__all__ = ["HostAt", "PlacedGateway", "PlacedHost", "PlacedPort"]
+__all__ = ["HostAt", "PlacedFloor", "PlacedGateway", "PlacedHost", "PlacedPort"]
 
 Backends = frozenset[tuple[str, str, str]]  # (group, virtual service, cluster's key)
 
@@ -30,6 +30,13 @@ class PlacedHost(Struct):
     backends: Backends = frozenset()
 
 
+class PlacedFloor(Struct):
+    """What a chain of HTTP has for hosts that it does not know.  ``wildcards``: that it has."""
+
+    wildcards: set[str]
+    scopes: frozenset[tuple[str, str]] = frozenset()
+
+
 class PlacedPort(Struct):
     """One port, by transport, and what of it is published."""
 
@@ -45,3 +52,4 @@ class PlacedGateway(Struct):
 
     ports: dict[tuple[str, int], PlacedPort] = field(default_factory=dict)
     hosts: dict[HostAt, PlacedHost] = field(default_factory=dict)
+    floors: dict[tuple[int, str], PlacedFloor] = field(default_factory=dict)  # by port and chain

@@ -145,6 +145,7 @@ def _rule(at: Translation, route: Route, i: int) -> list[HttpRule]:
         backend_timeout_s=backend_s,
         retry=_retry(at, own, field),
         session=_session(at, route, i, field),
+        grpc=isinstance(route, GRPCRoute),
     )
     _check_prefixes(at, done, matches, field)
     if any(one.type == "PartiallyInvalid" for one in at.findings[before:]):
