@@ -96,7 +96,11 @@ class BackendTls(Struct, frozen=True, gc=False):
 
 
 class Backend(Struct, frozen=True, gc=False):
-    """A share of a rule's requests.  ``backend`` None: those are answered with a 500."""
+    """A share of a rule's requests.  ``backend`` None: those are answered with a 500.
+
+    ``only_headers``: requests are sent with no others than these (lower case), but for what HTTP
+    itself needs; (): with all.
+    """
 
     backend: str | None  # "namespace/service/port", as `akocore.model.Pool.backend`
     weight: int = 1
@@ -104,6 +108,7 @@ class Backend(Struct, frozen=True, gc=False):
     tls: BackendTls | None = None
     request: HeaderEdit = HeaderEdit()
     response: HeaderEdit = HeaderEdit()
+    only_headers: tuple[str, ...] = ()
 
 
 class Mirror(Struct, frozen=True, gc=False):
@@ -126,7 +131,12 @@ class Cors(Struct, frozen=True, gc=False):
 
 
 class ExternalAuth(Struct, frozen=True, gc=False):
-    """Who is asked before a request goes on; ``body_bytes`` of it are shown to them."""
+    """Who is asked before a request goes on; ``body_bytes`` of it are shown to them.
+
+    ``request_headers``: what they are shown beside host, method, path, Content-Length and
+    Authorization; over gRPC it is always all.  ``response_headers``: what of their answer the
+    backend gets; (): all of it.
+    """
 
     to: Backend
     grpc: bool

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 from msgspec import Struct
 
@@ -26,7 +27,7 @@ from akocore.engines.envoy.gateway import (
     gateway_listener,
     http_scope,
 )
-from akocore.engines.envoy.process import find_envoy
+from akocore.engines.envoy.process import EngineError, find_envoy
 from akocore.engines.envoy.resources import Encoded, secret
 from akocore.model_http import Backend, Chain, HttpHost, HttpMatch, HttpRule, TextMatch
 from akocore.translate.tls import Certificate
@@ -242,3 +243,13 @@ def to(*backends: Backend, path: str = "", name: str = "r", **more: Any) -> Http
     """A rule for a path and what is below it."""
     match = more.pop("match", HttpMatch(TextMatch("prefix", path)))
     return HttpRule(name=name, match=match, backends=backends, **more)
+
+
+def need_envoy() -> None:
+    """Skip a module's tests where there is no Envoy."""
+    try:
+        find_envoy()
+    except EngineError as err:
+        if os.environ.get("AKOCORE_REQUIRE_REAL") == "1":
+            raise
+        pytest.skip(str(err))

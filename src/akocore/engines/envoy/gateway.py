@@ -113,7 +113,6 @@ def _scope(
     out.key.fragments.add().string_key = host or "*"
     config = out.route_configuration
     config.name = name
-    config.most_specific_header_mutations_wins = True
     config.validate_clusters.value = False
     for off in (AUTH_GRPC, AUTH_HTTP):
         config.typed_per_filter_config[off].CopyFrom(_no_auth())
@@ -192,7 +191,7 @@ function envoy_on_request(handle)
     dot = rest:find(".", 1, true)
   end
   if key ~= "{nobody}" then
-    info:dynamicMetadata():set("{fallback}", "key", key)
+    info:dynamicMetadata():set("{fallback}", "key", key .. (asked:match(":%d+$") or ""))
   end
 end
 """
@@ -219,13 +218,12 @@ def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
         lua.default_source_code.inline_string = text
         lua.clear_route_cache.value = False
         out.append(_filter(FALLBACK, packed(lua)))
-    grpc, http = ext_authz_pb2.ExtAuthz(), ext_authz_pb2.ExtAuthz()
-    grpc.grpc_service.envoy_grpc.cluster_name = NOWHERE
-    http.http_service.server_uri.uri = "http://nowhere"
-    http.http_service.server_uri.cluster = NOWHERE
-    http.http_service.server_uri.timeout.seconds = 1
-    for name, auth in ((AUTH_GRPC, grpc), (AUTH_HTTP, http)):
-        auth.transport_api_version = 2  # V3
+    for name in (AUTH_GRPC, AUTH_HTTP):
+        auth = ext_authz_pb2.ExtAuthz(transport_api_version=2)  # V3
+        auth.grpc_service.envoy_grpc.cluster_name = NOWHERE
+        if name == AUTH_GRPC:  # the one thing that no route can say: a body is bytes
+            auth.with_request_body.max_request_bytes = 1
+            auth.with_request_body.pack_as_bytes = True
         out.append(_filter(name, packed(auth)))
     out.append(_filter(SESSION, packed(stateful_session_pb2.StatefulSession())))
     out.append(_filter("envoy.filters.http.router", packed(router_pb2.Router())))

@@ -25,7 +25,12 @@ from envoy.type.v3 import percent_pb2
 from google.protobuf import duration_pb2
 from msgspec import Struct
 
-from akocore.engines.envoy.gateway_cluster import NOWHERE, gateway_cluster_name
+from akocore._fast.diff import fingerprint
+from akocore.engines.envoy.gateway_cluster import (
+    NOWHERE,
+    gateway_cluster_name,
+    other_headers,
+)
 from akocore.engines.envoy.resources import packed, unseen_retry
 from akocore.model_http import (
     Backend,
@@ -61,6 +66,7 @@ _STATUS: Final = {
     308: route_pb2.RedirectAction.PERMANENT_REDIRECT,
 }
 _PORTS: Final = {"http": 80, "https": 443}
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]*")
 _Headers = Iterable[tuple[str, str]]
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import (
@@ -85,7 +91,7 @@ def backends_of(rule: HttpRule) -> Iterator[Backend]:
     """Every cluster that a rule needs, some of them more than once."""
     if rule.answer:
         return
-    if rule.auth is not None:
+    if rule.auth is not None and rule.auth.to.backend is not None:
         yield _authorizer(rule.auth)
     if rule.redirect is not None:
         return
@@ -110,7 +116,10 @@ def routes(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:
 def _plain(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:
     out = route_pb2.Route(name=rule.name or "rule")
     _match(out.match, rule.match)
-    _edit(out.response_headers_to_add, out.response_headers_to_remove, rule.response)
+    shares = [backend for backend in rule.backends if backend.weight > 0]
+    single = rule.answer or rule.redirect is not None or not _edited(shares)
+    if single:
+        _edit(out.response_headers_to_add, out.response_headers_to_remove, rule.response)
     if rule.answer:
         out.direct_response.status = rule.answer
         yield out
@@ -120,8 +129,11 @@ def _plain(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:
     if rule.redirect is not None:
         yield from _redirects(out, rule.redirect, rule.match.path, at)
         return
-    _edit(out.request_headers_to_add, out.request_headers_to_remove, rule.request)
-    _forward(out, rule)
+    if single:
+        _edit(out.request_headers_to_add, out.request_headers_to_remove, rule.request)
+    if rule.session is not None and rule.session.kind == "cookie" and len(shares) > 1:
+        yield from _chosen(rule, rule.session, shares, at)
+    _forward(out, rule, shares)
     yield out
 
 
@@ -143,7 +155,19 @@ def _match(out: route_pb2.RouteMatch, match: HttpMatch) -> None:
     for header in match.headers:
         _text(out.headers.add(name=header.name).string_match, header)
     for query in match.query:
-        _text(out.query_parameters.add(name=query.name).string_match, query)
+        matcher = out.query_parameters.add(name=query.name).string_match
+        if query.text.kind == "exact" and not _UNRESERVED.fullmatch(query.text.value):
+            matcher.safe_regex.regex = "".join(map(_either, query.text.value))
+        else:
+            _text(matcher, query)
+
+
+def _either(char: str) -> str:
+    """A character of a query's value, as it is or encoded: Envoy compares what was sent."""
+    if _UNRESERVED.fullmatch(char):
+        return re.escape(char)
+    ways = [re.escape(char), "".join(f"%{byte:02X}" for byte in char.encode())]
+    return f"(?:{'|'.join([*ways, ways[1].lower(), *([r'[+]'] if char == ' ' else [])])})"
 
 
 def _text(out: string_pb2.StringMatcher, key: KeyMatch) -> None:
@@ -194,8 +218,25 @@ def _host(edit: HeaderEdit) -> str:
 # ── forwarding ──────────────────────────────────────────────────────────────────────────────
 
 
-def _forward(out: route_pb2.Route, rule: HttpRule) -> None:
-    shares = [backend for backend in rule.backends if backend.weight > 0]
+def _edited(shares: Iterable[Backend]) -> bool:
+    """Whether a backend has edits of its own: then the rule's go with each backend, before them.
+
+    Envoy would make those of the rule last.
+    """
+    return any(one.request != HeaderEdit() or one.response != HeaderEdit() for one in shares)
+
+
+def _after(first: HeaderEdit, then: HeaderEdit) -> tuple[HeaderEdit, HeaderEdit]:
+    """Both, to be made one after the other without what the second undoes."""
+    gone = {name.lower() for name in then.remove}
+    return HeaderEdit(
+        tuple(one for one in first.set if one[0].lower() not in gone),
+        tuple(one for one in first.add if one[0].lower() not in gone),
+        first.remove,
+    ), then
+
+
+def _forward(out: route_pb2.Route, rule: HttpRule, shares: list[Backend]) -> None:
     if not any(backend.backend is not None for backend in shares):
         out.direct_response.status = 503 if rule.grpc else 500
         return
@@ -205,11 +246,12 @@ def _forward(out: route_pb2.Route, rule: HttpRule) -> None:
         if rule.grpc
         else route_pb2.RouteAction.INTERNAL_SERVER_ERROR
     )
-    if len(shares) == 1 and shares[0].request == shares[0].response == HeaderEdit():
+    edited = _edited(shares)
+    if len(shares) == 1 and not edited:
         action.cluster = gateway_cluster_name(shares[0])
     else:
         for backend in shares:
-            _share(action.weighted_clusters, backend)
+            _share(action.weighted_clusters, backend, rule, edited)
     if host := rule.rewrite_host or _host(rule.request):
         action.host_rewrite_literal = host
     if rule.rewrite_path is not None:
@@ -218,16 +260,42 @@ def _forward(out: route_pb2.Route, rule: HttpRule) -> None:
         _mirror(action, mirror)
     _patience(action, rule)
     if rule.session is not None:
-        _keep_session(out, rule.session, len(shares) > 1)
+        _keep_session(out, rule.session)
 
 
-def _share(out: route_pb2.WeightedCluster, backend: Backend) -> None:
+def _share(out: route_pb2.WeightedCluster, backend: Backend, rule: HttpRule, edited: bool) -> None:
     one = out.clusters.add(name=gateway_cluster_name(backend))
     one.weight.value = backend.weight
-    _edit(one.request_headers_to_add, one.request_headers_to_remove, backend.request)
-    _edit(one.response_headers_to_add, one.response_headers_to_remove, backend.response)
+    if edited:
+        for edit in _after(rule.request, backend.request):
+            _edit(one.request_headers_to_add, one.request_headers_to_remove, edit)
+        for edit in _after(rule.response, backend.response):
+            _edit(one.response_headers_to_add, one.response_headers_to_remove, edit)
     if host := _host(backend.request):
         one.host_rewrite_literal = host
+    if rule.session is not None and rule.session.kind == "cookie" and len(rule.backends) > 1:
+        until = f"; Max-Age={rule.session.lifetime_s:.0f}" if rule.session.lifetime_s else ""
+        value = f"{rule.session.name}-backend={_mark(backend)}; Path=/; HttpOnly{until}"
+        _add(one.response_headers_to_add, [("set-cookie", value)], literal=True)
+
+
+def _mark(backend: Backend) -> str:
+    return fingerprint(gateway_cluster_name(backend).encode()).hex()[:12]
+
+
+def _chosen(
+    rule: HttpRule, session: Session, shares: Iterable[Backend], at: At
+) -> Iterator[route_pb2.Route]:
+    """Routes of sessions that have a backend: a cookie more says which."""
+    for backend in shares:
+        if backend.backend is None:
+            continue
+        alone = msgspec.structs.replace(rule, backends=(backend,))
+        for one in _plain(alone, at):
+            cookie = one.match.headers.add(name="cookie").string_match
+            own = re.escape(f"{session.name}-backend={_mark(backend)}")
+            cookie.safe_regex.regex = rf"(?:.*;\s*)?{own}(?:\s*;.*)?"
+            yield one
 
 
 def _rewrite(
@@ -297,8 +365,7 @@ def _duration(seconds: float) -> duration_pb2.Duration:
     return out
 
 
-def _keep_session(out: route_pb2.Route, session: Session, shared: bool) -> None:
-    """``shared``: among several backends; a cookie more says which of them."""
+def _keep_session(out: route_pb2.Route, session: Session) -> None:
     config = stateful_session_pb2.StatefulSessionPerRoute()
     state = config.stateful_session.session_state
     state.name = f"envoy.http.stateful_session.{session.kind}"
@@ -311,22 +378,23 @@ def _keep_session(out: route_pb2.Route, session: Session, shared: bool) -> None:
         cookie.cookie.ttl.CopyFrom(_duration(session.lifetime_s))
         state.typed_config.Pack(cookie)
     out.typed_per_filter_config[SESSION].Pack(config)
-    if shared:
-        out.route.weighted_clusters.use_hash_policy.value = True
-        which = out.route.hash_policy.add()
-        if session.kind == "header":
-            which.header.header_name = session.name
-        else:
-            which.cookie.name = f"{session.name}-backend"
-            which.cookie.path = "/"
-            which.cookie.ttl.CopyFrom(_duration(session.lifetime_s))
 
 
 # ── external authorization ──────────────────────────────────────────────────────────────────
 
 
+_ALWAYS: Final = ("authorization", "x-envoy-auth-partial-body")  # the rest is no header to Envoy
+_NEVER: Final = (
+    *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te"),
+    *("upgrade", "trailer", "date", "server", "content-type", "content-encoding"),
+)  # of an authorizer's answer: they are about that answer
+
+
 def _authorizer(auth: ExternalAuth) -> Backend:
-    return msgspec.structs.replace(auth.to, protocol="h2c") if auth.grpc else auth.to
+    if auth.grpc:
+        return msgspec.structs.replace(auth.to, protocol="h2c")
+    only = sorted({*_ALWAYS, *(name.lower() for name in auth.request_headers)})
+    return msgspec.structs.replace(auth.to, only_headers=tuple(only))
 
 
 def _auth(out: route_pb2.Route, auth: ExternalAuth) -> None:
@@ -336,7 +404,6 @@ def _auth(out: route_pb2.Route, auth: ExternalAuth) -> None:
     if auth.body_bytes:
         check.with_request_body.max_request_bytes = auth.body_bytes
         check.with_request_body.allow_partial_message = False
-        check.with_request_body.pack_as_bytes = auth.grpc
     else:
         check.disable_request_body_buffering = True
     if auth.grpc:
@@ -352,7 +419,7 @@ def _auth(out: route_pb2.Route, auth: ExternalAuth) -> None:
         for header in auth.response_headers:
             allowed.patterns.add(exact=header.lower(), ignore_case=True)
         if not auth.response_headers:
-            allowed.patterns.add().safe_regex.regex = "[^:].*"
+            allowed.patterns.add().safe_regex.regex = other_headers(_NEVER)
     out.typed_per_filter_config[AUTH_GRPC if auth.grpc else AUTH_HTTP].Pack(config)
 
 
