@@ -92,6 +92,8 @@ class GatewayState(Struct):
     # listener → host → routes that speak for it
     on: dict[ListenerId, dict[str, set[RouteId]]] = field(default_factory=dict)
     routes: dict[ListenerId, set[RouteId]] = field(default_factory=dict)  # attached to each
+    # where HTTPRoutes and GRPCRoutes ask for one host: the route that came first
+    first: dict[tuple[ListenerId, str], RouteId] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:
@@ -521,6 +523,7 @@ class GatewayApi:
             (speaking.add if one in now else speaking.discard)(id_)
             if not speaking:
                 del hosts[one]
+                state.first.pop((listener, one), None)
             self._hosts_due.add((gateway, listener, one))
         if not hosts:
             del state.on[listener]
@@ -539,11 +542,36 @@ class GatewayApi:
         if view.serves and meant(name, view, state.listeners.values()) == view.hostname:
             speaking = state.on.get(listener, {}).get(name, set())
             if speaking or name == view.hostname:
-                ordered = sorted(speaking, key=self._seniority)
+                ordered = self._of_one_kind(state, listener, name, speaking)
                 model = host(name, [self.routes[one].rules for one in ordered])
         service = self._placement.services[state.vs]
         at = HostAt(view.port, chain_of(view), name)
         self._realiser.place_host(service, listener, at, model)
+
+    def _of_one_kind(
+        self, state: GatewayState, listener: ListenerId, name: str, speaking: set[RouteId]
+    ) -> list[RouteId]:
+        """Routes of a host, oldest first: HTTPRoutes or GRPCRoutes, whichever came first."""
+        ordered = sorted(speaking, key=self._seniority)
+        mixed = len({kind for kind, _ in speaking}) > 1
+        before = state.first.pop((listener, name), None)
+        if mixed:
+            state.first[listener, name] = ordered[0]
+        if before != state.first.get((listener, name)):
+            self.touched.update(speaking)
+        return [one for one in ordered if one[0] == ordered[0][0]]
+
+    def loses_to(self, route: RouteState, attached: Attached) -> str | None:
+        """The route of the other kind that has all hosts of an attachment, or one of these."""
+        kind, other = route.route.KIND, None
+        for (key, listener), hosts in route.on.items():
+            state = self.gateways.get(key)
+            for name in hosts if listener in attached.hosts and state is not None else ():
+                first = state.first.get((listener, name)) if state is not None else None
+                if first is None or first[0] == kind:
+                    return None
+                other = f"{first[0]} {first[1]}"
+        return other
 
     def _misdirected(self, gateway: str) -> None:
         """Requests for another listener's hosts, on a connection of this one: 421 (RFC 9110)."""

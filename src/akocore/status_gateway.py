@@ -217,14 +217,15 @@ def _accepted(state: GatewayState) -> Says:
     refused = first(state.findings, "Accepted")
     if refused is not None:
         return Says("Accepted", False, refused.reason, text(state.findings, "Accepted"))
-    bad = [view for view in state.listeners.values() if not view.serves]
+    own = [view for id_, view in state.listeners.items() if id_[0] == "Gateway"]
+    bad = [view for view in own if not view.serves]
     message = ""
     if bad:
         names = ", ".join(view.id[2] for view in bad)
         message = f"Listeners {names} are not served: their status says why."
     if not any(view.accepted for view in state.listeners.values()):
         return Says("Accepted", False, "ListenersNotValid", message or "It has no listener.")
-    refused_listeners = any(not view.accepted for view in bad if view.id[0] == "Gateway")
+    refused_listeners = any(not view.accepted for view in bad)
     return Says("Accepted", True, "ListenersNotValid" if refused_listeners else "Accepted", message)
 
 
@@ -404,14 +405,19 @@ def route(at: Reconciler, id_: RouteId) -> list[tuple[ParentReference, tuple[Say
     if state is None:
         return []
     refs = state.route.spec.parent_refs  # type: ignore[attr-defined]
-    return [(refs[i], _parent(state, found)) for i, (_, found) in sorted(state.parents.items())]
+    return [(refs[i], _parent(at, state, found)) for i, (_, found) in sorted(state.parents.items())]
 
 
-def _parent(state: RouteState, attached: Attached) -> tuple[Says, ...]:
+def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says, ...]:
     found = state.rules.findings
     dropped = first(found, "PartiallyInvalid")
     if not attached.accepted:
         accepted = Says("Accepted", False, attached.reason, attached.message)
+    elif (other := at.gateway_api.loses_to(state, attached)) is not None:
+        message = (
+            f"{other}, which came first, has all of its hosts: routes of one kind share a host."
+        )
+        accepted = Says("Accepted", False, "HostnameConflict", message)
     elif state.rules.none and dropped is not None:
         message = text(found, "PartiallyInvalid")
         accepted = Says("Accepted", False, dropped.reason, message)
@@ -482,10 +488,11 @@ def _route_refusals(at: Reconciler, id_: RouteId) -> list[Refusal] | None:
     object_ = f"{id_[0]}/{id_[1]}"
     out = [one.refusal for one in state.rules.findings]
     for i, (_, found) in sorted(state.parents.items()):
-        if not found.accepted:
+        said = _parent(at, state, found)[0]
+        if not said.true and not state.rules.none:
             field = f"spec.parentRefs[{i}]"
             out.append(
-                Refusal(object=object_, field=field, reason=found.reason, remedy=found.message)
+                Refusal(object=object_, field=field, reason=said.reason, remedy=said.message)
             )
     rejecting = [engine for engine in at.ads.fleet.values() if engine.rejected]
     if rejecting:

@@ -155,7 +155,8 @@ def _conflict(draft: _Draft, others: Iterable[_Draft]) -> tuple[str, str] | None
     for other in others:
         if other is draft:
             continue
-        has, named = other.spec, f"{other.field} ({other.spec.name}) of {other.object}"
+        has = other.spec
+        named = f"{other.field} ({has.name}) of {other.id[0]} {other.id[1]}"
         if spec.protocol in ("TCP", "UDP") or has.protocol in ("TCP", "UDP"):
             remedy = f"{named} has port {spec.port}. Choose another port."
             return "ProtocolConflict", remedy

@@ -36,6 +36,9 @@ from akocore.translate.gateway_api.found import Finding
 
 __all__ = ["RouteRules", "host", "rules_of"]
 
+Precedence = tuple[int, int, int, int, int]
+"""Of two matches the lesser is tried first."""
+
 _METHOD: Final = re.compile(r"[A-Z]+")
 
 
@@ -47,6 +50,7 @@ class RouteRules(Struct, frozen=True, gc=False):
     """
 
     rules: tuple[HttpRule, ...]
+    order: tuple[Precedence, ...]  # of `rules`
     backends: tuple[Backend, ...]
     findings: tuple[Finding, ...]
     refers: frozenset[str]
@@ -61,16 +65,20 @@ def rules_of(route: Route, context: Context) -> RouteRules:
     spec = route.spec  # type: ignore[attr-defined]
     if isinstance(spec, L4RouteSpec):
         backends = _l4(at, spec)
-        return RouteRules((), backends, tuple(at.findings), frozenset(at.refers), False)
+        return RouteRules((), (), backends, tuple(at.findings), frozenset(at.refers), False)
     out: list[HttpRule] = []
+    order: list[Precedence] = []
     dropped: list[str] = []
     for i in range(len(spec.rules)):
         before = len(at.findings)
-        out += _rule(at, route, i)
+        made = _rule(at, route, i)
+        out += made
+        order += _order(route, i, made)
         if any(one.type == "PartiallyInvalid" for one in at.findings[before:]):
             dropped.append(f"spec.rules[{i}]")
     return RouteRules(
         tuple(out),
+        tuple(order),
         (),
         tuple(at.findings),
         frozenset(at.refers),
@@ -307,13 +315,29 @@ def _session(at: Translation, route: HTTPRoute | GRPCRoute, i: int, field: str) 
 # ── hosts ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _precedence(rule: HttpRule) -> tuple[int, int, bool, int, int]:
-    """The more a match says, the earlier it is tried.  Regular expressions come after exact
-    paths and before prefixes (the API leaves it open)."""
-    match = rule.match
+def _order(route: Route, i: int, made: list[HttpRule]) -> list[Precedence]:
+    """The more a match says, the earlier it is tried.
+
+    Regular expressions of paths come after exact ones and before prefixes: the API leaves it open.
+    """
+    if isinstance(route, GRPCRoute):
+        methods = [match.method for match in route.spec.rules[i].matches] or [None]
+        lengths = [(len(m.service), len(m.method)) if m is not None else (0, 0) for m in methods]
+        return [
+            (0, -service, -method, -len(rule.match.headers), 0)
+            for rule, (service, method) in zip(made, lengths, strict=False)
+        ]
     kinds = {"exact": 0, "regex": 1, "prefix": 2}
-    length = len(match.path.value)
-    return kinds[match.path.kind], -length, not match.method, -len(match.headers), -len(match.query)
+    return [
+        (
+            kinds[match.path.kind],
+            -len(match.path.value),
+            0 if match.method else 1,
+            -len(match.headers),
+            -len(match.query),
+        )
+        for match in (rule.match for rule in made)
+    ]
 
 
 def host(name: str, routes: Iterable[RouteRules]) -> HttpHost:
@@ -321,6 +345,6 @@ def host(name: str, routes: Iterable[RouteRules]) -> HttpHost:
 
     Cost: their rules.
     """
-    rules = [rule for route in routes for rule in route.rules]
-    rules.sort(key=_precedence)  # stable: among equals the oldest route's, in its own order
-    return HttpHost(name, tuple(rules))
+    found = [one for route in routes for one in zip(route.order, route.rules, strict=True)]
+    found.sort(key=lambda one: one[0])  # stable: among equals the oldest route's, in its own order
+    return HttpHost(name, tuple(rule for _, rule in found))
