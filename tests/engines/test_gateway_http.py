@@ -14,6 +14,7 @@ from akocore.engines.envoy.gateway import gateway_floor, http_scope
 from akocore.model_http import (
     Backend,
     Cors,
+    ExternalAuth,
     HeaderEdit,
     HttpHost,
     HttpMatch,
@@ -574,12 +575,13 @@ async def test_sessions_are_kept_on_hosts_of_a_wildcard(gw: Rig) -> None:
 
 async def test_no_answer_is_lost_while_backends_and_filters_come_and_go(gw: Rig) -> None:
     await gw.listen()
-    a, b, c = [await gw.echo(name) for name in "abc"]
+    a, b, c, keeper = [await gw.echo(name) for name in ("a", "b", "c", "keeper")]
     turns = [
         to(a),
         to(Backend(b.backend, 1), Backend(c.backend, 1)),
         to(a, request=HeaderEdit((("x-a", "1"),)), session=Session("cookie", "sid")),
         to(b, cors=Cors(("*",)), retry=Retry(2, (503,))),
+        to(a, auth=ExternalAuth(keeper, grpc=False), request_timeout_s=9),
         to(c, mirrors=(Mirror(a),), rewrite_path=PathRewrite("prefix", "/z")),
     ]
     await gw.serve(turns[0])

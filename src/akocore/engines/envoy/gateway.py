@@ -46,8 +46,7 @@ from akocore.engines.envoy.gateway_cluster import (
     secret_name,
 )
 from akocore.engines.envoy.http_rule import (
-    AUTH_GRPC,
-    AUTH_HTTP,
+    AUTH,
     SESSION,
     At,
     backends_of,
@@ -114,8 +113,7 @@ def _scope(
     config = out.route_configuration
     config.name = name
     config.validate_clusters.value = False
-    for off in (AUTH_GRPC, AUTH_HTTP):
-        config.typed_per_filter_config[off].CopyFrom(_no_auth())
+    config.typed_per_filter_config[AUTH].CopyFrom(_no_auth())
     if host and not host.startswith("*"):
         for off in (FALLBACK, SESSION):
             config.typed_per_filter_config[off].CopyFrom(FALLBACK_OFF)
@@ -218,13 +216,11 @@ def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
         lua.default_source_code.inline_string = text
         lua.clear_route_cache.value = False
         out.append(_filter(FALLBACK, packed(lua)))
-    for name in (AUTH_GRPC, AUTH_HTTP):
-        auth = ext_authz_pb2.ExtAuthz(transport_api_version=2)  # V3
-        auth.grpc_service.envoy_grpc.cluster_name = NOWHERE
-        if name == AUTH_GRPC:  # the one thing that no route can say: a body is bytes
-            auth.with_request_body.max_request_bytes = 1
-            auth.with_request_body.pack_as_bytes = True
-        out.append(_filter(name, packed(auth)))
+    auth = ext_authz_pb2.ExtAuthz(transport_api_version=2)  # V3
+    auth.grpc_service.envoy_grpc.cluster_name = NOWHERE
+    auth.with_request_body.max_request_bytes = 1  # routes say how many, but not that:
+    auth.with_request_body.pack_as_bytes = True
+    out.append(_filter(AUTH, packed(auth)))
     out.append(_filter(SESSION, packed(stateful_session_pb2.StatefulSession())))
     out.append(_filter("envoy.filters.http.router", packed(router_pb2.Router())))
     return tuple(out)

@@ -48,10 +48,9 @@ from akocore.model_http import (
     TextMatch,
 )
 
-__all__ = ["AUTH_GRPC", "AUTH_HTTP", "SESSION", "At", "backends_of", "routes"]
+__all__ = ["AUTH", "SESSION", "At", "backends_of", "routes"]
 
-AUTH_GRPC: Final = "akocore.auth.grpc"
-AUTH_HTTP: Final = "akocore.auth.http"
+AUTH: Final = "akocore.auth"
 SESSION: Final = "akocore.session"
 """Filters of every connection manager; without an entry of a route they do nothing."""
 
@@ -420,7 +419,7 @@ def _auth(out: route_pb2.Route, auth: ExternalAuth) -> None:
             allowed.patterns.add(exact=header.lower(), ignore_case=True)
         if not auth.response_headers:
             allowed.patterns.add().safe_regex.regex = other_headers(_NEVER)
-    out.typed_per_filter_config[AUTH_GRPC if auth.grpc else AUTH_HTTP].Pack(config)
+    out.typed_per_filter_config[AUTH].Pack(config)
 
 
 # ── redirects ───────────────────────────────────────────────────────────────────────────────
