@@ -19,6 +19,7 @@ from akocore.kube.gateway_objects import (
     GATEWAY,
     GATEWAY_CLASS,
     ROUTE_KINDS,
+    BackendTLSPolicy,
     ConfigMap,
     GatewayApiClass,
     GatewayApiGateway,
@@ -49,11 +50,13 @@ from akocore.translate.gateway_api.backends import Context
 from akocore.translate.gateway_api.found import Finding, ListenerId, RouteId
 from akocore.translate.gateway_api.grants import permits
 from akocore.translate.gateway_api.listeners import ListenerView, listeners, without_findings
+from akocore.translate.gateway_api.policies import PolicyView, Target
+from akocore.translate.gateway_api.policies import view as policy_view
 from akocore.translate.gateway_api.ports import chain_of, gateway_port, meant
-from akocore.translate.gateway_api.rules import RouteRules, host, rules_of
+from akocore.translate.gateway_api.rules import RouteRules, host, rules_of, with_certificate
 from akocore.translate.names import Names
 from akocore.translate.services import is_address
-from akocore.translate.tls import Certificate, CertificateProblem
+from akocore.translate.tls import Certificate, CertificateProblem, bundle
 
 __all__ = ["GatewayApi", "GatewayState", "RouteState"]
 
@@ -89,6 +92,7 @@ class GatewayState(Struct):
     findings: tuple[Finding, ...] = ()
     vs: str = ""
     sets: tuple[str, ...] = ()
+    certificate: str = ""  # Secret that is shown to backends with TLS
     # listener → host → routes that speak for it
     on: dict[ListenerId, dict[str, set[RouteId]]] = field(default_factory=dict)
     routes: dict[ListenerId, set[RouteId]] = field(default_factory=dict)  # attached to each
@@ -134,6 +138,9 @@ class GatewayApi:
         self._grants: dict[str, dict[str, ReferenceGrant]] = {}  # by namespace
         self._sets_of: dict[str, set[str]] = {}  # Gateway's key → ListenerSets that name it
         self._joined: dict[str, str] = {}  # ListenerSet → the Gateway of ours that it joined
+        self.policies: dict[str, PolicyView] = {}
+        self._policies_of: dict[Target, set[tuple[str, str, str]]] = {}  # oldest first
+        self._policies_due: set[str] = set()
         self._gateways_due: set[str] = set()
         self._routes_due: set[RouteId] = set()
         self._hosts_due: set[tuple[str, ListenerId, str]] = set()
@@ -162,6 +169,8 @@ class GatewayApi:
                     self._take_set(key, obj, there=obj is change.obj)
             self._refer_to(f"ListenerSet/{key}")
             self.touched.add((kind, key))
+        elif kind == "BackendTLSPolicy":
+            self._policies_due.add(key)
         elif kind == "ReferenceGrant":
             namespace = key.partition("/")[0]
             grants = self._grants.setdefault(namespace, {})
@@ -199,6 +208,8 @@ class GatewayApi:
         for kind, key in self._refers.get(ref, ()):
             if kind == GATEWAY:
                 self._gateways_due.add(key)
+            elif kind == "BackendTLSPolicy":
+                self._policies_due.add(key)
             else:
                 self._routes_due.add((kind, key))
 
@@ -227,6 +238,9 @@ class GatewayApi:
 
         ``settle`` gives a virtual service the home that it wants, ``close`` takes all.
         """
+        policies, self._policies_due = self._policies_due, set()
+        for key in sorted(policies):
+            self._policy(key)
         while self._gateways_due:
             due, self._gateways_due = self._gateways_due, set()
             for key in sorted(due, key=self._age):
@@ -281,6 +295,10 @@ class GatewayApi:
         if by.refusal is not None:
             findings.append(Finding("Accepted", by.refusal))
         address = _address(obj, findings)
+        shown = self._client_certificate(obj, findings, refers)
+        if state.certificate != shown:
+            state.certificate = shown
+            self._hosts_of(key, state)
         sets = self._sets(obj, refers)
         before, state.listeners = state.listeners, self._listeners(obj, sets, refers)
         self._join(key, state, tuple(one.metadata.key for one in sets))
@@ -329,6 +347,35 @@ class GatewayApi:
 
         return {one.id: one for one in listeners(obj, sets, check, may)}
 
+    def _client_certificate(
+        self, obj: GatewayApiGateway, findings: list[Finding], refers: set[str]
+    ) -> str:
+        """The Secret that a Gateway shows to backends with TLS; "": none that can be used."""
+        backend = obj.spec.tls.backend if obj.spec.tls is not None else None
+        ref = backend.client_certificate_ref if backend is not None else None
+        if ref is None:
+            return ""
+        field_ = "spec.tls.backend.clientCertificateRef"
+        namespace = obj.metadata.namespace
+        name = f"{ref.namespace or namespace}/{ref.name}"
+
+        def no(reason: str, remedy: str) -> str:
+            findings.append(_found(obj, "ResolvedRefs", field_, reason, remedy))
+            return ""
+
+        if ref.group not in ("", "core") or ref.kind != "Secret":
+            what = f"{ref.kind} of group {ref.group or 'core'}"
+            return no("InvalidClientCertificateRef", f"{what} holds no certificate: name a Secret.")
+        refers.add(f"ReferenceGrant/{name.partition('/')[0]}")
+        if ref.namespace not in ("", namespace) and not self._permits(
+            "Gateway", namespace, "Secret", name
+        ):
+            remedy = f"Create a ReferenceGrant in {ref.namespace} for Gateways of {namespace}."
+            return no("RefNotPermitted", remedy)
+        refers.add(f"Secret/{name}")
+        problem = self._check("Secret", name)
+        return name if problem is None else no("InvalidClientCertificateRef", problem[1])
+
     def _check(self, kind: str, name: str) -> tuple[str, str] | None:
         """What is wrong with a Secret of a certificate, or a ConfigMap of authorities."""
         if kind == "Secret":
@@ -342,7 +389,7 @@ class GatewayApi:
         data = obj.data if isinstance(obj, ConfigMap) else None
         if obj is None:
             return "NotFound", f"Create ConfigMap {name} with ca.crt."
-        if not data or "BEGIN CERTIFICATE" not in data.get("ca.crt", ""):
+        if not bundle((data or {}).get("ca.crt", "")):
             return "Invalid", f"ConfigMap {name} has no PEM certificate as ca.crt. Add it."
         return None
 
@@ -449,6 +496,10 @@ class GatewayApi:
             if new is not None:
                 self.routes[id_] = new
                 refers |= new.rules.refers
+        if (before_refers := self._refers_of.get(id_, frozenset())) != refers or old is None:
+            self._touch_policies(refers | before_refers)
+        elif new is not None and old.on.keys() != new.on.keys():
+            self._touch_policies(refers)
         self._set_refers(id_, frozenset(refers))
         before = old.on if old is not None else {}
         after = new.on if new is not None else {}
@@ -490,8 +541,60 @@ class GatewayApi:
         context = Context(self._store.service, self._permits, self._tls)
         return RouteState(route, rules_of(route, context), parents, on)
 
-    def _tls(self, _service: str, _port: ServicePort) -> BackendTls | bool | None:
-        return None
+    # ── policies ────────────────────────────────────────────────────────────────────────────
+
+    def _policy(self, key: str) -> None:
+        obj = cast("BackendTLSPolicy | None", self._store.all("BackendTLSPolicy").get(key))
+        old = self.policies.pop(key, None)
+        refers: set[str] = set()
+        new: PolicyView | None = None
+        if obj is not None:
+
+            def check(kind: str, name: str) -> tuple[str, str] | None:
+                refers.add(f"{kind}/{name}")
+                return self._check(kind, name)
+
+            new = self.policies[key] = policy_view(obj, check, self._authorities)
+        self._set_refers(("BackendTLSPolicy", key), frozenset(refers))
+        self.touched.add(("BackendTLSPolicy", key))
+        for one in (old, new):
+            for target in one.targets if one is not None else ():
+                ages = self._policies_of.setdefault(target, set())
+                assert one is not None
+                (ages.add if one is new else ages.discard)((*one.age, key))
+                if not ages:
+                    del self._policies_of[target]
+                self._refer_to(f"Service/{target[0]}")
+                self.touched.update(("BackendTLSPolicy", age[-1]) for age in ages)
+
+    def policy_of(self, target: Target) -> str | None:
+        """The policy that a target has: of several the oldest."""
+        ages = self._policies_of.get(target)
+        return min(ages)[-1] if ages else None
+
+    def _tls(self, service: str, port: ServicePort) -> BackendTls | bool | None:
+        named = self.policy_of((service, port.name)) if port.name else None
+        key = named or self.policy_of((service, ""))
+        return None if key is None else self.policies[key].tls or False
+
+    def ancestors(self, policy: str) -> list[str]:
+        """The Gateways of ours whose routes lead to a policy's targets.  Cost: these routes."""
+        found: set[str] = set()
+        for service, _ in self.policies[policy].targets:
+            for id_ in self._refers.get(f"Service/{service}", ()):
+                state = self.routes.get(id_)
+                if state is not None and id_[0] in ("HTTPRoute", "GRPCRoute"):
+                    found.update(key for key, _ in state.on)
+        return sorted(found)
+
+    def _touch_policies(self, refers: Iterable[str]) -> None:
+        """The policies of these Services may have other ancestors."""
+        if not self.policies:
+            return
+        services = {ref.removeprefix("Service/") for ref in refers if ref.startswith("Service/")}
+        for (service, _), ages in self._policies_of.items():
+            if service in services:
+                self.touched.update(("BackendTLSPolicy", age[-1]) for age in ages)
 
     def _change(
         self,
@@ -544,6 +647,8 @@ class GatewayApi:
             if speaking or name == view.hostname:
                 ordered = self._of_one_kind(state, listener, name, speaking)
                 model = host(name, [self.routes[one].rules for one in ordered])
+                if state.certificate:
+                    model = with_certificate(model, state.certificate)
         service = self._placement.services[state.vs]
         at = HostAt(view.port, chain_of(view), name)
         self._realiser.place_host(service, listener, at, model)
@@ -619,7 +724,7 @@ class GatewayApi:
     def _authorities(self, config_map: str) -> str:
         obj = self._store.all("ConfigMap").get(config_map)
         data = obj.data if isinstance(obj, ConfigMap) else None
-        return (data or {}).get("ca.crt", "")
+        return bundle((data or {}).get("ca.crt", ""))
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 

@@ -37,6 +37,7 @@ __all__ = [
     "gateway_class",
     "gateways",
     "listener_set",
+    "policy",
     "refusals",
     "route",
     "routes",
@@ -526,6 +527,54 @@ def _resources(at: Reconciler, state: RouteState) -> set[tuple[str, str]]:
     return out
 
 
+# ── policies ────────────────────────────────────────────────────────────────────────────────
+
+
+def policy(at: Reconciler, key: str) -> list[tuple[ParentReference, tuple[Says, ...]]]:
+    """What a BackendTLSPolicy says under each Gateway that it has to do with."""
+    seen = at.gateway_api.policies.get(key)
+    if seen is None:
+        return []
+    refused = _policy_findings(at, key)
+    wrong, unresolved = first(refused, "Accepted"), first(refused, "ResolvedRefs")
+    said = (
+        Says(
+            "Accepted",
+            wrong is None,
+            wrong.reason if wrong is not None else "Accepted",
+            text(refused, "Accepted"),
+        ),
+        Says(
+            "ResolvedRefs",
+            unresolved is None,
+            unresolved.reason if unresolved is not None else "ResolvedRefs",
+            text(refused, "ResolvedRefs"),
+        ),
+    )
+    out: list[tuple[ParentReference, tuple[Says, ...]]] = []
+    for one in at.gateway_api.ancestors(key):
+        namespace, _, name = one.partition("/")
+        ref = ParentReference(name, GATEWAY_API, "Gateway", namespace)
+        out.append((ref, said))
+    return out
+
+
+def _policy_findings(at: Reconciler, key: str) -> list[Finding]:
+    seen = at.gateway_api.policies[key]
+    found = list(seen.findings)
+    winners = [at.gateway_api.policy_of(target) for target in seen.targets]
+    if winners and key not in winners:
+        remedy = f"BackendTLSPolicy {winners[0]}, which came first, has its targets. Take one away."
+        refusal = Refusal(
+            object=f"BackendTLSPolicy/{key}",
+            field="spec.targetRefs",
+            reason="Conflicted",
+            remedy=remedy,
+        )
+        found.insert(0, Finding("Accepted", refusal))
+    return found
+
+
 # ── refusals ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -552,4 +601,7 @@ def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
             return []
         views = [view for id_, view in joined.listeners.items() if id_[1] == key]
         return list(dict.fromkeys(f.refusal for view in views for f in view.findings))
+    if kind == "BackendTLSPolicy":
+        known = key in at.gateway_api.policies
+        return [one.refusal for one in _policy_findings(at, key)] if known else None
     return _route_refusals(at, (kind, key))

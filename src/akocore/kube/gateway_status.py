@@ -17,6 +17,7 @@ from akocore.kube.gateway_objects import (
     GATEWAY,
     GATEWAY_API,
     GATEWAY_CLASS,
+    BackendTLSPolicy,
     GatewayApiClass,
     GatewayApiGateway,
     ListenerSet,
@@ -31,9 +32,11 @@ from akocore.translate.classes import CONTROLLER
 
 __all__ = ["KINDS", "may_be_ours", "news", "nothing", "says", "wanted"]
 
+_ANCESTORS: Final = 16  # that a policy's status can have
+
 KINDS: Final = (
     *(GATEWAY_CLASS, GATEWAY, "ListenerSet"),
-    *("HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute"),
+    *("HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy"),
 )
 
 
@@ -85,6 +88,8 @@ def wanted(at: Reconciler, obj: Object, look_again: Callable[[str], None]) -> di
             }
         case Route():
             return _route(at, obj)
+        case BackendTLSPolicy():
+            return _policy(at, obj)
         case _:
             return None
 
@@ -167,6 +172,32 @@ def _route(at: Reconciler, obj: Route) -> dict[str, Any] | None:
     return {"parents": parents}
 
 
+def _policy(at: Reconciler, obj: BackendTLSPolicy) -> dict[str, Any] | None:
+    said = status_gateway.policy(at, obj.metadata.key)[:_ANCESTORS]
+    ours = [one for one in obj.status.ancestors if one.controller_name == CONTROLLER]
+    if not said and not ours:
+        return None
+    others = [one for one in obj.status.ancestors if one.controller_name != CONTROLLER]
+    ancestors = [
+        {
+            "ancestorRef": msgspec.to_builtins(one.ancestor_ref),
+            "controllerName": one.controller_name,
+            "conditions": [_as_it_is(c) for c in one.conditions],
+        }
+        for one in others
+    ]
+    for ref, conditions in said[: _ANCESTORS - len(others)]:
+        before = next((one.conditions for one in ours if one.ancestor_ref == ref), ())
+        ancestors.append(
+            {
+                "ancestorRef": _ref(ref),
+                "controllerName": CONTROLLER,
+                "conditions": _conditions(at, before, conditions, obj.metadata.generation),
+            }
+        )
+    return {"ancestors": ancestors}
+
+
 def _same(a: ParentReference, b: ParentReference, obj: Route) -> bool:
     def whole(ref: ParentReference) -> tuple[object, ...]:
         return (
@@ -191,13 +222,19 @@ def _parent_entry(one: RouteParentStatus) -> dict[str, Any]:
     return {
         "parentRef": msgspec.to_builtins(one.parent_ref),
         "controllerName": one.controller_name,
-        "conditions": [
-            _condition(
-                c.type, c.status, c.reason, c.message, c.observed_generation, c.last_transition_time
-            )
-            for c in one.conditions
-        ],
+        "conditions": [_as_it_is(c) for c in one.conditions],
     }
+
+
+def _as_it_is(one: Condition) -> dict[str, Any]:
+    return _condition(
+        one.type,
+        one.status,
+        one.reason,
+        one.message,
+        one.observed_generation,
+        one.last_transition_time,
+    )
 
 
 # ── writing ─────────────────────────────────────────────────────────────────────────────────
@@ -205,7 +242,7 @@ def _parent_entry(one: RouteParentStatus) -> dict[str, Any]:
 
 def may_be_ours(obj: Object) -> bool:
     """Whether a status may have been written by us."""
-    if isinstance(obj, Route):
+    if isinstance(obj, Route | BackendTLSPolicy):
         return False  # our entries have our name: `wanted` takes them out
     return isinstance(obj, GatewayApiClass | GatewayApiGateway | ListenerSet) and bool(
         obj.status.conditions
@@ -219,9 +256,12 @@ def nothing(obj: Object) -> dict[str, Any]:
 
 def says(obj: Object, status: dict[str, Any]) -> bool:
     """Whether an object says just that already, of what is ours to say."""
-    assert isinstance(obj, GatewayApiClass | GatewayApiGateway | ListenerSet | Route)
-    if isinstance(obj, Route):
+    assert isinstance(
+        obj, GatewayApiClass | GatewayApiGateway | ListenerSet | Route | BackendTLSPolicy
+    )
+    if isinstance(obj, Route | BackendTLSPolicy):
         return msgspec.convert(status, type(obj.status)) == obj.status
+    assert isinstance(obj, GatewayApiClass | GatewayApiGateway | ListenerSet)
     mine = {one["type"] for one in status.get("conditions", ())}
     old, new = obj.status, msgspec.convert(status, type(obj.status))
     theirs = tuple(one for one in old.conditions if one.type in mine)

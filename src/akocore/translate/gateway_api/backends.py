@@ -96,12 +96,13 @@ def resolve(at: Translation, ref: AnyRef, field: str, protocol: str = "TCP") -> 
         what = f"{protocol} port {ref.port}" if ref.port else "port without a number"
         no("port", "BackendNotFound", f"Service {key} has no {what}; it has {has}.")
         return None
-    tls = at.context.tls(key, port) if protocol == "TCP" else None
+    http = at.kind in ("HTTPRoute", "GRPCRoute")
+    tls = at.context.tls(key, port) if http else None
     if isinstance(tls, bool):
         remedy = f"The BackendTLSPolicy of Service {key} can't be applied; its status says why."
-        no("", "InvalidBackendTLSPolicy", remedy)
+        at.warn(field, "InvalidBackendTLSPolicy", remedy)
         return None
-    if tls is None and port.app_protocol in _TLS and at.kind in ("HTTPRoute", "GRPCRoute"):
+    if tls is None and port.app_protocol in _TLS and http:
         remedy = f"Service {key} wants {port.app_protocol}: give it a BackendTLSPolicy."
         no("", "UnsupportedProtocol", remedy)
         return None

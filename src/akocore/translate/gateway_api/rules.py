@@ -34,7 +34,7 @@ from akocore.translate.gateway_api.durations import seconds
 from akocore.translate.gateway_api.filters import Filters, filters
 from akocore.translate.gateway_api.found import Finding
 
-__all__ = ["RouteRules", "host", "rules_of"]
+__all__ = ["RouteRules", "host", "rules_of", "with_certificate"]
 
 Precedence = tuple[int, int, int, int, int]
 """Of two matches the lesser is tried first."""
@@ -348,3 +348,24 @@ def host(name: str, routes: Iterable[RouteRules]) -> HttpHost:
     found = [one for route in routes for one in zip(route.order, route.rules, strict=True)]
     found.sort(key=lambda one: one[0])  # stable: among equals the oldest route's, in its own order
     return HttpHost(name, tuple(rule for _, rule in found))
+
+
+def with_certificate(model: HttpHost, secret: str) -> HttpHost:
+    """The same; backends with TLS are shown the certificate of a Secret "namespace/name"."""
+    replace = msgspec.structs.replace
+
+    def shown(one: Backend) -> Backend:
+        return one if one.tls is None else replace(one, tls=replace(one.tls, certificate=secret))
+
+    return HttpHost(
+        model.host,
+        tuple(
+            replace(
+                rule,
+                backends=tuple(map(shown, rule.backends)),
+                mirrors=tuple(replace(one, to=shown(one.to)) for one in rule.mirrors),
+                auth=replace(rule.auth, to=shown(rule.auth.to)) if rule.auth is not None else None,
+            )
+            for rule in model.rules
+        ),
+    )
