@@ -271,7 +271,7 @@ class Informer:
 
     def _change(self, raw: Raw) -> Change | None:
         """None: known already as it is, or not to be read (then it stays as it was)."""
-        kind = self.resource.kind.KIND
+        kind = self.resource.kind.stored()
         obj: Object
         try:
             obj = self._decode.decode(raw)
@@ -303,7 +303,7 @@ class Informer:
         self.read = max(self.read, int(version or 0))
 
     def _gone(self, key: str) -> Change:
-        kind = self.resource.kind.KIND
+        kind = self.resource.kind.stored()
         self._known.pop(key, None)
         if key in self._bad:
             self._bad.discard(key)
