@@ -17,6 +17,8 @@ from akocore.kube.objects import KINDS, Change, decode
 from akocore.store import Store
 from akocore.translate.migration.annotations import Dialect
 from akocore.translate.migration.ingress import migrate
+from translate.test_golden import Case as GatewayCase
+from translate.test_golden_gateway import outcome
 
 CASES = sorted((Path(__file__).parent / "golden_migration").glob("*.yaml"))
 
@@ -62,3 +64,24 @@ def test_golden(path: Path, request: pytest.FixtureRequest) -> None:
         path.write_text(f"{head}\n{shown}")
         return
     assert out == case.out
+
+
+@pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
+def test_every_route_is_accepted_as_it_is_written(path: Path, tmp_path: Path) -> None:
+    case = msgspec.convert(yaml.safe_load(path.read_text()), Case)
+    assert case.out is not None
+    made: list[dict[str, Any]] = case.out["manifests"]
+    named = {"apiVersion": "v1", "kind": "Namespace"}
+    spaces = {one["metadata"]["namespace"] for one in made if "namespace" in one["metadata"]}
+    namespaces = [
+        named | {"metadata": {"name": one, "labels": {"kubernetes.io/metadata.name": one}}}
+        for one in sorted(spaces)
+    ]
+    kept = [one for one in case.manifests if one["kind"] != "Ingress"]
+    found = outcome(GatewayCase([*kept, *namespaces, *made]), tmp_path)
+    routes: Any = found["HTTPRoute"]
+    assert len(routes) == sum(one["kind"] == "HTTPRoute" for one in made)
+    for key, route in routes.items():
+        for parent in route["status"]:
+            assert parent["Accepted"] == "True Accepted", key
+            assert "PartiallyInvalid" not in parent, key
