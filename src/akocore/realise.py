@@ -13,6 +13,8 @@ from time import perf_counter
 from msgspec import Struct, field
 
 from akocore.engines.envoy.ads import AdsServer
+from akocore.engines.envoy.gateway import gateway_cluster, secret_name
+from akocore.engines.envoy.gateway_cluster import SECRET_PREFIX
 from akocore.engines.envoy.resources import (
     CDS,
     LDS,
@@ -31,6 +33,7 @@ from akocore.engines.envoy.resources import (
 )
 from akocore.index import Index, Users
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
+from akocore.realise_gateway import GatewayRealiser
 from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
 from akocore.translate.classes import Listener
@@ -81,6 +84,9 @@ class Realiser:
         self._placed: list[tuple[str, int, str]] = []
         self._placed_l4: list[Published] = []
         self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset)
+        self.gateway = GatewayRealiser(self._put, self._drop, self._use, port_offset)
+        self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
+        self._placed_gateway: list[Published] = []
 
     def realise(self, host: str, placed: Placed) -> None:
         """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
@@ -163,6 +169,8 @@ class Realiser:
     def _cluster(self, backend: str, members: list[tuple[str, int]]) -> Encoded:
         service = self.store.service(_service_of(backend)[0])
         sticky = service is not None and service.spec.session_affinity == "ClientIP"
+        if (variant := self.gateway.variants.get(backend)) is not None:
+            return gateway_cluster(variant, members, sticky=sticky)
         return cluster(backend, members, sticky=sticky)
 
     def _count_pool(self, vs: str, backend: str, by: int) -> None:
@@ -241,6 +249,8 @@ class Realiser:
                 self.vs_touched.add(vs)
 
     def put_listeners(self, service: VirtualService, home: Home) -> None:
+        if service.gateway is not None:
+            self.gateway.put_home(service, home)
         if service.listeners is not None:
             self.l4.put_home(service, home)
             return
@@ -257,6 +267,8 @@ class Realiser:
             self._put(home.group, floor_scope(service.name, port.port))
 
     def drop_listeners(self, service: VirtualService, home: Home) -> None:
+        if service.gateway is not None:
+            self.gateway.drop_home(service, home)
         if service.listeners is not None:
             self.l4.drop_home(service, home)
             return
@@ -270,6 +282,8 @@ class Realiser:
             self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
 
     def drop_floors(self, service: VirtualService, home: Home) -> None:
+        if service.gateway is not None:
+            self.gateway.drop_group(service, home.group)
         if service.listeners is not None:
             return
         for port in service.infra.listeners:
@@ -279,19 +293,23 @@ class Realiser:
 
     def take_certificate(self, key: str) -> None:
         obj = self.store.secret(key)
-        if obj is None or not any(True for _ in self.store.referrers("Secret", key)):
+        used = any(True for _ in self.store.referrers("Secret", key)) or self.uses_secret(key)
+        if obj is None or not used:
             self.certificates.pop(key, None)
         else:
             self.certificates[key] = certificate(obj, self.now())
 
     def certificate_of(self, key: str) -> Certificate | CertificateProblem | None:
         """The certificate in a Secret; None when there is no such Secret."""
-        if key not in self.certificates and self.store.secret(key) is not None:
-            self.take_certificate(key)
+        if key not in self.certificates and (obj := self.store.secret(key)) is not None:
+            self.certificates[key] = certificate(obj, self.now())
         return self.certificates.get(key)
 
     def secret_for(self, sni: str) -> Encoded | None:
         """What an engine gets when a client asks for ``sni``: exact host, wildcard, any host."""
+        if sni.startswith(SECRET_PREFIX):
+            named = self.certificate_of(sni.removeprefix(SECRET_PREFIX))
+            return secret(sni, named) if isinstance(named, Certificate) else None
         host = self.host_of_sni(sni)
         if host is None:
             return None
@@ -308,6 +326,8 @@ class Realiser:
 
     def push_secrets(self, keys: Iterable[str]) -> None:
         for key in keys:
+            if self.uses_secret(key):
+                self._push_named(key)
             for ingress in self.store.referrers("Secret", key):
                 for host in self.store.hosts_of(ingress):
                     placed = self.hosts.get(host)
@@ -341,6 +361,17 @@ class Realiser:
                     if one is None:
                         self._drop(group, SDS, name)
                     else:
+                        self._put(group, one)
+
+    def _push_named(self, key: str) -> None:
+        """Send a Secret again to the engines whose listeners or clusters name it."""
+        name = secret_name(key)
+        for group, catalog in self.ads.catalogs.items():
+            catalog.secret = self.secret_for
+            for engine in self.ads.engines.values():
+                if engine.group == group and name in engine.subscribed.get(SDS, ()):
+                    one = self.secret_for(name)
+                    if one is not None:  # else the last good one serves on in chains that are left
                         self._put(group, one)
 
     def rejected_ingresses(self) -> set[str]:
@@ -398,6 +429,12 @@ class Realiser:
             placed.places = tuple(places)
         self._unsettled.clear()
         self._placed_l4 += self.l4.settle(lambda group: self.ads.catalog(group).sequence)
+        self._placed_gateway += self.gateway.settle(lambda group: self.ads.catalog(group).sequence)
+
+    def take_placed_gateway(self) -> list[Published]:
+        """The places that ports of Gateways were given since the last call."""
+        placed, self._placed_gateway = self._placed_gateway, []
+        return placed
 
     def take_placed_l4(self) -> list[Published]:
         """The places that listeners of L4 were given since the last call."""
@@ -412,5 +449,5 @@ class Realiser:
 
 def _service_of(backend: str) -> tuple[str, int, str]:
     """Service, port and protocol behind a backend."""
-    namespace, name, port, *protocol = backend.split("/")
+    namespace, name, port, *protocol = backend.partition("~")[0].split("/")
     return f"{namespace}/{name}", int(port), protocol[0] if protocol else "TCP"

@@ -20,6 +20,7 @@ from msgspec import Struct, field
 
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
+from akocore.gateway_api import GatewayApi
 from akocore.infrastructure import Infrastructure
 from akocore.kube.objects import (
     AviInfraSetting,
@@ -114,6 +115,16 @@ class Reconciler:
         self.l4 = L4(
             config, self.store, self.names, self.infrastructure, self.placement, self.realiser.l4
         )
+        self.realiser.gateway.later = self._when_drained
+        self.gateway_api = GatewayApi(
+            self.store,
+            self.names,
+            self.infrastructure,
+            self.placement,
+            self.realiser.gateway,
+            self.realiser.certificate_of,
+        )
+        self.realiser.uses_secret = self.gateway_api.uses_secret
         self.hosts: dict[str, Placed] = self.realiser.hosts
         self.host_refusals: dict[str, dict[str, list[Refusal]]] = {}
         self._on_move = on_move
@@ -145,6 +156,7 @@ class Reconciler:
                 touched.add(key)
                 continue
             old = self.store.apply(change)
+            self.gateway_api.take(change, old)
             if only_status(old, change.obj):
                 self.l4.touched.add((kind, key))
                 continue
@@ -185,6 +197,7 @@ class Reconciler:
         if infra or not self.infrastructure.infras:
             settings.update(self.infrastructure.update())
             self.l4.take_settings(settings)
+            self.gateway_api.take_settings(settings)
             for setting in settings:
                 touched.update(
                     self.store.ingresses_of_setting(setting)
@@ -381,6 +394,7 @@ class Reconciler:
                 service.settled = move.to[vs]
                 self.realiser.vs_touched.add(vs)
                 self.l4.touch_front(vs)
+                self.gateway_api.touch_vs(vs)
 
     # ── hosts ───────────────────────────────────────────────────────────────────────────────
 
@@ -408,6 +422,7 @@ class Reconciler:
         self._moves += 1
         move = Move(self._moves)
         self.l4.follow(partial(self._settle, move=move), self._close)
+        self.gateway_api.follow(partial(self._settle, move=move), self._close)
         wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
         for host in self._in_order(hosts):
             claims = self._claims(host)
@@ -504,6 +519,7 @@ class Reconciler:
             service.left.pop(home.address, None)
             self.realiser.put_listeners(service, home)
             self.l4.touch_front(service.name)
+            self.gateway_api.touch_vs(service.name)
             for host in service.hosts:
                 self.realiser.realise(host, self.hosts[host])
             for old in before:
@@ -592,7 +608,9 @@ class Reconciler:
             service = self.placement.services.get(vs)
             if service is not None and self._left(service, home, move):
                 places += [(host, home.address) for host in service.hosts]
-                if service.listeners is not None and self.l4.names(vs, home.address):
+                if service.listeners is not None and (
+                    self.l4.names(vs, home.address) or self.gateway_api.names(vs, home.address)
+                ):
                     return True
         return any(
             point.hostname == host and point.ip == address

@@ -68,7 +68,7 @@ def _store(manifests: list[dict[str, Any]]) -> Store:
         struct = KINDS[document.pop("apiVersion"), document.pop("kind")]
         check_known(document, mi.type_info(struct), f"in[{i}]")
         obj = decode(document, struct)
-        store.apply(Change(struct.KIND, obj.key, obj))
+        store.apply(Change(struct.stored(), obj.key, obj))
     return store
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import inspect
 
+from akocore.kube.gateway_objects import GATEWAY_API
 from akocore.kube.objects import (
     OWN_KINDS,
     AviInfraSetting,
@@ -221,6 +222,12 @@ def ingress_class(default: bool) -> dict[str, Any]:
     }
 
 
+_GATEWAY_API = [
+    *("gatewayclasses", "gateways", "listenersets", "referencegrants", "backendtlspolicies"),
+    *("httproutes", "grpcroutes", "tlsroutes", "tcproutes", "udproutes"),
+]
+
+
 def access() -> list[dict[str, Any]]:
     """Namespace, account and access rules.  Secrets: read by name, never listed."""
     read = ["get", "list", "watch"]
@@ -236,7 +243,9 @@ def access() -> list[dict[str, Any]]:
         rule("networking.x-k8s.io", ["gateways/status", "gatewayclasses/status"], ["patch"]),
         rule("", ["services", "namespaces"], read),
         rule("", ["services/status"], ["patch"]),
-        rule("", ["secrets"], ["get", "watch"]),
+        rule("", ["secrets", "configmaps"], ["get", "watch"]),
+        rule(GATEWAY_API, _GATEWAY_API, read),
+        rule(GATEWAY_API, [f"{one}/status" for one in _GATEWAY_API], ["patch"]),
         rule("discovery.k8s.io", ["endpointslices"], read),
         rule("ako.vmware.com", ["aviinfrasettings"], read),
         rule("ako.vmware.com", ["aviinfrasettings/status"], ["patch"]),

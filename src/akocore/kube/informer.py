@@ -285,7 +285,7 @@ class Informer:
 
     def _change(self, seen: _Seen) -> Change | None:
         """None: known already as it is, or not to be read (then it stays as it was)."""
-        kind, key, obj = self.resource.kind.KIND, seen.key, seen.what
+        kind, key, obj = self.resource.kind.stored(), seen.key, seen.what
         if isinstance(obj, str):
             self._bad.add(key)
             self._refused(f"{kind}/{key}", obj)
@@ -313,7 +313,7 @@ class Informer:
         self.read = max(self.read, int(version or 0))
 
     def _gone(self, key: str) -> Change:
-        kind = self.resource.kind.KIND
+        kind = self.resource.kind.stored()
         self._known.pop(key, None)
         if key in self._bad:
             self._bad.discard(key)

@@ -1,18 +1,19 @@
 """Kubernetes objects as msgspec Structs of just the fields that akocore uses.
 
 Unknown fields are kept quiet; a wrong type is a ``msgspec.ValidationError`` whose message
-ends with the path of the field (``- at `$.spec.rules[0].host` ``).  All Structs are frozen
-trees without cycles, so they are left out of the garbage collector (``gc=False``).
+ends with the path of the field (``- at `$.spec.rules[0].host` ``).
 """
 
 from __future__ import annotations
 
 from sys import intern
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from akocore.kube.gateway_objects import GATEWAY_KINDS, ConfigMap
+from akocore.kube.meta import Condition, LabelledMeta, LabelSelector, Object, ObjectMeta, Part, Port
 from akocore.model import Refusal
 from akocore.revisions import Received
 
@@ -45,63 +46,15 @@ __all__ = [
     "share",
 ]
 
-Port = Annotated[int, Meta(ge=1, le=65535)]
 Protocol = Literal["TCP", "UDP", "SCTP"]
 
 _OWN_LABELS: Final = "ako.vmware.com/"
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
-
-class _Part(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
-    """A part of an object: camelCase on the wire, frozen here."""
-
-
-class ObjectMeta(_Part, frozen=True):
-    """``metadata``: what identifies, orders and annotates an object."""
-
-    name: str
-    namespace: str = ""
-    creation_timestamp: str = ""
-    generation: int = 0
-    resource_version: str = ""
-    uid: str = ""
-    annotations: dict[str, str] | None = None
-    deletion_timestamp: str | None = None
-
-    @property
-    def key(self) -> str:
-        """``namespace/name``, or ``name`` for what is cluster-scoped."""
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
-
-    def annotation(self, name: str) -> str | None:
-        return self.annotations.get(name) if self.annotations else None
-
-
-class LabelledMeta(ObjectMeta, frozen=True):
-    """Of what is chosen by its labels.  Nobody reads those of the others: they stay on the wire."""
-
-    labels: dict[str, str] | None = None
-
-
-class Object(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, kw_only=True):
-    """What every object has."""
-
-    GROUP: ClassVar[str] = ""
-    VERSIONS: ClassVar[tuple[str, ...]] = ("v1",)
-    KIND: ClassVar[str] = ""
-    NAMESPACED: ClassVar[bool] = True
-
-    metadata: ObjectMeta
-
-    @property
-    def key(self) -> str:
-        return self.metadata.key
-
-
 # ── networking.k8s.io/v1 ────────────────────────────────────────────────────────────────────
 
 
-class IngressClassParameters(_Part, frozen=True):
+class IngressClassParameters(Part, frozen=True):
     kind: str
     name: str
     api_group: str | None = None
@@ -109,7 +62,7 @@ class IngressClassParameters(_Part, frozen=True):
     namespace: str | None = None
 
 
-class IngressClassSpec(_Part, frozen=True):
+class IngressClassSpec(Part, frozen=True):
     controller: str = ""
     parameters: IngressClassParameters | None = None
 
@@ -121,64 +74,64 @@ class IngressClass(Object, frozen=True, gc=False, kw_only=True):
     spec: IngressClassSpec = IngressClassSpec()
 
 
-class ServiceBackendPort(_Part, frozen=True):
+class ServiceBackendPort(Part, frozen=True):
     name: str = ""
     number: int = 0
 
 
-class IngressServiceBackend(_Part, frozen=True):
+class IngressServiceBackend(Part, frozen=True):
     name: str
     port: ServiceBackendPort = ServiceBackendPort()
 
 
-class TypedLocalObjectReference(_Part, frozen=True):
+class TypedLocalObjectReference(Part, frozen=True):
     kind: str
     name: str
     api_group: str | None = None
 
 
-class IngressBackend(_Part, frozen=True):
+class IngressBackend(Part, frozen=True):
     service: IngressServiceBackend | None = None
     resource: TypedLocalObjectReference | None = None
 
 
-class HTTPIngressPath(_Part, frozen=True):
+class HTTPIngressPath(Part, frozen=True):
     backend: IngressBackend
     path: str = ""
     path_type: str = "ImplementationSpecific"
 
 
-class HTTPIngressRuleValue(_Part, frozen=True):
+class HTTPIngressRuleValue(Part, frozen=True):
     paths: tuple[HTTPIngressPath, ...] = ()
 
 
-class IngressRule(_Part, frozen=True):
+class IngressRule(Part, frozen=True):
     host: str = ""
     http: HTTPIngressRuleValue | None = None
 
 
-class IngressTLS(_Part, frozen=True):
+class IngressTLS(Part, frozen=True):
     hosts: tuple[str, ...] = ()
     secret_name: str = ""
 
 
-class IngressSpec(_Part, frozen=True):
+class IngressSpec(Part, frozen=True):
     ingress_class_name: str | None = None
     default_backend: IngressBackend | None = None
     tls: tuple[IngressTLS, ...] = ()
     rules: tuple[IngressRule, ...] = ()
 
 
-class IngressPoint(_Part, frozen=True):
+class IngressPoint(Part, frozen=True):
     ip: str = ""
     hostname: str = ""
 
 
-class IngressLoadBalancer(_Part, frozen=True):
+class IngressLoadBalancer(Part, frozen=True):
     ingress: tuple[IngressPoint, ...] = ()
 
 
-class IngressStatus(_Part, frozen=True):
+class IngressStatus(Part, frozen=True):
     load_balancer: IngressLoadBalancer = IngressLoadBalancer()
 
 
@@ -192,7 +145,7 @@ class Ingress(Object, frozen=True, gc=False, kw_only=True):
 # ── core/v1 and discovery.k8s.io/v1 ─────────────────────────────────────────────────────────
 
 
-class ServicePort(_Part, frozen=True):
+class ServicePort(Part, frozen=True):
     port: Port
     name: str = ""
     protocol: Protocol = "TCP"
@@ -200,7 +153,7 @@ class ServicePort(_Part, frozen=True):
     app_protocol: str | None = None
 
 
-class ServiceSpec(_Part, frozen=True):
+class ServiceSpec(Part, frozen=True):
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     ports: tuple[ServicePort, ...] = ()
     external_name: str = ""
@@ -211,18 +164,7 @@ class ServiceSpec(_Part, frozen=True):
     external_traffic_policy: Literal["", "Cluster", "Local"] = ""
 
 
-class Condition(_Part, frozen=True):
-    """``meta/v1 Condition``."""
-
-    type: str
-    status: str
-    reason: str = ""
-    message: str = ""
-    observed_generation: int = 0
-    last_transition_time: str = ""
-
-
-class ServiceStatus(_Part, frozen=True):
+class ServiceStatus(Part, frozen=True):
     load_balancer: IngressLoadBalancer = IngressLoadBalancer()
     conditions: tuple[Condition, ...] = ()
 
@@ -234,18 +176,18 @@ class Service(Object, frozen=True, gc=False, kw_only=True):
     status: ServiceStatus = ServiceStatus()
 
 
-class EndpointConditions(_Part, frozen=True):
+class EndpointConditions(Part, frozen=True):
     ready: bool | None = None
     serving: bool | None = None
     terminating: bool | None = None
 
 
-class Endpoint(_Part, frozen=True):
+class Endpoint(Part, frozen=True):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
 
 
-class EndpointPort(_Part, frozen=True):
+class EndpointPort(Part, frozen=True):
     port: int | None = None
     name: str | None = None
     protocol: Protocol | None = None
@@ -295,30 +237,30 @@ class Namespace(Object, frozen=True, gc=False, kw_only=True):
 # ── ako.vmware.com ──────────────────────────────────────────────────────────────────────────
 
 
-class SeGroupRef(_Part, frozen=True):
+class SeGroupRef(Part, frozen=True):
     name: str
 
 
-class VipNetwork(_Part, frozen=True):
+class VipNetwork(Part, frozen=True):
     network_name: str = ""
     network_uuid: str = msgspec.field(default="", name="networkUUID")
     cidr: str = ""
     v6cidr: str = ""
 
 
-class NodeNetwork(_Part, frozen=True):
+class NodeNetwork(Part, frozen=True):
     network_name: str = ""
     network_uuid: str = msgspec.field(default="", name="networkUUID")
     cidrs: tuple[str, ...] = ()
 
 
-class InfraListener(_Part, frozen=True):
+class InfraListener(Part, frozen=True):
     port: Port
     enable_ssl: bool | None = msgspec.field(default=None, name="enableSSL")
     enable_http2: bool | None = msgspec.field(default=None, name="enableHTTP2")
 
 
-class InfraNetwork(_Part, frozen=True):
+class InfraNetwork(Part, frozen=True):
     """``names`` is the spelling before AKO 1.5.1; ``vipNetworks`` is today's."""
 
     vip_networks: tuple[VipNetwork, ...] = ()
@@ -331,22 +273,22 @@ class InfraNetwork(_Part, frozen=True):
     listeners: tuple[InfraListener, ...] = ()
 
 
-class L7Settings(_Part, frozen=True):
+class L7Settings(Part, frozen=True):
     shard_size: str
 
 
-class NsxSettings(_Part, frozen=True):
+class NsxSettings(Part, frozen=True):
     t1lr: str
 
 
-class AviInfraSettingSpec(_Part, frozen=True):
+class AviInfraSettingSpec(Part, frozen=True):
     se_group: SeGroupRef | None = None
     network: InfraNetwork | None = None
     l7_settings: L7Settings | None = None
     nsx_settings: NsxSettings | None = None
 
 
-class AcceptedStatus(_Part, frozen=True):
+class AcceptedStatus(Part, frozen=True):
     """``status`` and ``error`` as AKO writes them, and conditions as others do."""
 
     status: str = ""
@@ -366,7 +308,7 @@ class AviInfraSetting(Object, frozen=True, gc=False, kw_only=True):
 # ── networking.x-k8s.io/v1alpha1 ────────────────────────────────────────────────────────────
 
 
-class ParametersReference(_Part, frozen=True):
+class ParametersReference(Part, frozen=True):
     group: str
     kind: str
     name: str
@@ -374,12 +316,12 @@ class ParametersReference(_Part, frozen=True):
     namespace: str = ""
 
 
-class GatewayClassSpec(_Part, frozen=True):
+class GatewayClassSpec(Part, frozen=True):
     controller: str
     parameters_ref: ParametersReference | None = None
 
 
-class GatewayClassStatus(_Part, frozen=True):
+class GatewayClassStatus(Part, frozen=True):
     conditions: tuple[Condition, ...] = ()
 
 
@@ -392,24 +334,13 @@ class GatewayClass(Object, frozen=True, gc=False, kw_only=True):
     status: GatewayClassStatus = GatewayClassStatus()
 
 
-class LabelSelectorRequirement(_Part, frozen=True):
-    key: str
-    operator: str
-    values: tuple[str, ...] = ()
-
-
-class LabelSelector(_Part, frozen=True):
-    match_labels: dict[str, str] | None = None
-    match_expressions: tuple[LabelSelectorRequirement, ...] = ()
-
-
-class RouteNamespaces(_Part, frozen=True):
+class RouteNamespaces(Part, frozen=True):
     """``from``: All, Same or Selector."""
 
     from_: str = msgspec.field(default="All", name="from")
 
 
-class RouteBindingSelector(_Part, frozen=True):
+class RouteBindingSelector(Part, frozen=True):
     """Which routes a listener takes: here, Services by their labels."""
 
     group: str = "v1"
@@ -418,11 +349,11 @@ class RouteBindingSelector(_Part, frozen=True):
     namespaces: RouteNamespaces = RouteNamespaces()
 
 
-class GatewayTLS(_Part, frozen=True):
+class GatewayTLS(Part, frozen=True):
     mode: str = ""
 
 
-class GatewayListener(_Part, frozen=True):
+class GatewayListener(Part, frozen=True):
     port: Port
     protocol: str
     routes: RouteBindingSelector
@@ -430,24 +361,24 @@ class GatewayListener(_Part, frozen=True):
     tls: GatewayTLS | None = None
 
 
-class GatewayAddress(_Part, frozen=True):
+class GatewayAddress(Part, frozen=True):
     value: str
     type: str = "IPAddress"
 
 
-class GatewaySpec(_Part, frozen=True):
+class GatewaySpec(Part, frozen=True):
     gateway_class_name: str
     listeners: tuple[GatewayListener, ...] = ()
     addresses: tuple[GatewayAddress, ...] = ()
 
 
-class GatewayListenerStatus(_Part, frozen=True):
+class GatewayListenerStatus(Part, frozen=True):
     port: int
     protocol: str
     conditions: tuple[Condition, ...] = ()
 
 
-class GatewayStatus(_Part, frozen=True):
+class GatewayStatus(Part, frozen=True):
     """Nothing is there before a controller has written it."""
 
     addresses: tuple[GatewayAddress, ...] = ()
@@ -466,7 +397,7 @@ class Gateway(Object, frozen=True, gc=False, kw_only=True):
 # ── akocore.io/v1alpha1 ─────────────────────────────────────────────────────────────────────
 
 
-class ServiceEngineGroupSpec(_Part, frozen=True):
+class ServiceEngineGroupSpec(Part, frozen=True):
     """``minSePerVs``: how many Service Engines serve each virtual service at once."""
 
     ha_mode: str = "ActiveActive"
@@ -484,14 +415,14 @@ class ServiceEngineGroup(Object, frozen=True, gc=False, kw_only=True):
     spec: ServiceEngineGroupSpec = ServiceEngineGroupSpec()
 
 
-class AddressRange(_Part, frozen=True):
+class AddressRange(Part, frozen=True):
     """Both ends belong to the range."""
 
     begin: str
     end: str
 
 
-class BfdTimers(_Part, frozen=True):
+class BfdTimers(Part, frozen=True):
     """How fast BFD finds a failure: ``multiplier`` intervals without a packet."""
 
     transmit_ms: int = 100
@@ -499,12 +430,12 @@ class BfdTimers(_Part, frozen=True):
     multiplier: int = 3
 
 
-class SecretRef(_Part, frozen=True):
+class SecretRef(Part, frozen=True):
     name: str
     namespace: str
 
 
-class BgpPeer(_Part, frozen=True):
+class BgpPeer(Part, frozen=True):
     """A router that Service Engines tell their VIPs.  Timers are in seconds.
 
     ``ebgpMultihop``: how many hops away it may be; 0: on the same network.
@@ -526,7 +457,7 @@ class BgpPeer(_Part, frozen=True):
     password_secret: SecretRef | None = None
 
 
-class BgpProfile(_Part, frozen=True):
+class BgpProfile(Part, frozen=True):
     """``prefix``: what VIPs may be announced from; "": the Network's subnet.
 
     ``communities``: what every announcement carries, as 65000:1 or 65000:1:1 or no-export.
@@ -538,7 +469,7 @@ class BgpProfile(_Part, frozen=True):
     peers: tuple[BgpPeer, ...] = ()
 
 
-class NetworkSpec(_Part, frozen=True):
+class NetworkSpec(Part, frozen=True):
     """``vipRanges``: what IPAM hands out; all of it must lie in ``subnet``."""
 
     subnet: str
@@ -556,7 +487,7 @@ class Network(Object, frozen=True, gc=False, kw_only=True):
     status: AcceptedStatus = AcceptedStatus()
 
 
-class VsVipSpec(_Part, frozen=True):
+class VsVipSpec(Part, frozen=True):
     address: str
     network: str
     virtual_service: str
@@ -572,7 +503,7 @@ class VsVip(Object, frozen=True, gc=False, kw_only=True):
     spec: VsVipSpec
 
 
-class VirtualServiceStatus(_Part, frozen=True):
+class VirtualServiceStatus(Part, frozen=True):
     """As ``akocore get vs`` shows it; hosts are counted, a dedicated one is named.
 
     ``listeners``: of L4, as ``TCP/80``.
@@ -604,7 +535,7 @@ class VirtualService(Object, frozen=True, gc=False, kw_only=True):
     status: VirtualServiceStatus = VirtualServiceStatus()
 
 
-class ServiceEngineStatus(_Part, frozen=True):
+class ServiceEngineStatus(Part, frozen=True):
     """``controller``: the replica that it is connected to."""
 
     se_group: str = ""
@@ -627,7 +558,7 @@ class ServiceEngine(Object, frozen=True, gc=False, kw_only=True):
     status: ServiceEngineStatus = ServiceEngineStatus()
 
 
-class EngineRejection(_Part, frozen=True):
+class EngineRejection(Part, frozen=True):
     """A resource that an engine refuses, with its own words."""
 
     type: str
@@ -635,7 +566,7 @@ class EngineRejection(_Part, frozen=True):
     message: str = ""
 
 
-class ReplicaEngine(_Part, frozen=True):
+class ReplicaEngine(Part, frozen=True):
     """A Service Engine as the replica has it that it is connected to.
 
     ``received``: how far in each kind's stream of changes it has what was made of them.
@@ -646,11 +577,11 @@ class ReplicaEngine(_Part, frozen=True):
     since: float
     answers: bool = False
     nacks: int = 0
-    received: dict[str, int] = {}
+    received: dict[str, int] = msgspec.field(default_factory=dict)
     rejected: tuple[EngineRejection, ...] = ()
 
 
-class ReplicaStatus(_Part, frozen=True):
+class ReplicaStatus(Part, frozen=True):
     """``leaseSeconds``: not renewed for so long, a replica is no more.
 
     ``seen``: of each kind, the last object of which something came that may be in its engines.
@@ -662,7 +593,7 @@ class ReplicaStatus(_Part, frozen=True):
     lease_seconds: float = 0
     leads: bool = False
     config: str = ""
-    seen: dict[str, int] = {}
+    seen: dict[str, int] = msgspec.field(default_factory=dict)
     engines: tuple[ReplicaEngine, ...] = ()
 
 
@@ -679,22 +610,23 @@ class Replica(Object, frozen=True, gc=False, kw_only=True):
 OWN_KINDS: Final[tuple[type[Object], ...]] = (VsVip, VirtualService, ServiceEngine, Replica)
 """What akocore itself writes into a cluster."""
 
+_READ: Final[tuple[type[Object], ...]] = (
+    IngressClass,
+    Ingress,
+    Service,
+    EndpointSlice,
+    Secret,
+    Namespace,
+    AviInfraSetting,
+    GatewayClass,
+    Gateway,
+    ServiceEngineGroup,
+    Network,
+    ConfigMap,
+    *GATEWAY_KINDS,
+)
 KINDS: Final[dict[tuple[str, str], type[Object]]] = {
-    (f"{t.GROUP}/{v}" if t.GROUP else v, t.KIND): t
-    for t in (
-        IngressClass,
-        Ingress,
-        Service,
-        EndpointSlice,
-        Secret,
-        Namespace,
-        AviInfraSetting,
-        GatewayClass,
-        Gateway,
-        ServiceEngineGroup,
-        Network,
-    )
-    for v in t.VERSIONS
+    (f"{t.GROUP}/{v}" if t.GROUP else v, t.KIND): t for t in _READ for v in t.VERSIONS
 }
 """(apiVersion, kind) → Struct, for every kind that a user writes and akocore acts on."""
 

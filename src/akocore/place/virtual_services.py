@@ -16,6 +16,7 @@ from msgspec import Struct, field
 from akocore._fast.shard import shard_hosts
 from akocore.kube.objects import NetworkSpec
 from akocore.model import HostModel, L4Listener
+from akocore.place.gateways import PlacedGateway
 from akocore.place.ipam import Ipam
 from akocore.place.state import Facts
 from akocore.translate.classes import Infra
@@ -65,6 +66,7 @@ class VirtualService(Struct):
     exhausted: str = ""  # the Network that has no address left for it
     wanted: str = ""  # the one address that it may have; "": any
     listeners: dict[tuple[str, int], PlacedListener] | None = None
+    gateway: PlacedGateway | None = None  # of the Gateway API; then `listeners` has none
     silent: set[tuple[str, str]] = field(default_factory=set)  # (group, address) left to drain
 
     @property
@@ -160,6 +162,13 @@ class Placement:
         if service is None:
             service = VirtualService(name, infra, L4_SHARD, listeners={})
             self.services[name] = service
+        return service
+
+    def gateway_service(self, name: str, infra: Infra) -> VirtualService:
+        """The virtual service of a Gateway of that name; made, without a home, when it is new."""
+        service = self.l4_service(name, infra)
+        if service.gateway is None:
+            service.gateway = PlacedGateway()
         return service
 
     # ── addresses ───────────────────────────────────────────────────────────────────────────
