@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
+.PHONY: help docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,24 @@ bench-cluster: venv cluster ## boot, one change, churn, informers over a real AP
 
 cluster-up: venv cluster ## a real API server with akocore installed, until Ctrl-C (root)
 	PYTHONPATH=tests $(BIN)/python -m cluster
+
+nodes-up: ## a true cluster on this machine, NODES=1..: kubelets, pods, CoreDNS (root, Debian, Go; first time 10 minutes)
+	@VERBOSE=1 tests/nodes/up
+
+nodes-down: ## end it, and leave nothing behind but the cache
+	@tests/nodes/down
+
+images: ## both images as OCI archives into dist/images, with SBOMs; no registry needed (root, Debian)
+	@deploy/images dist/images
+
+chart: venv ## write what the Helm chart has of the code: CustomResourceDefinitions, access rules
+	$(BIN)/akocore crds --chart deploy/chart
+
+docs: venv ## write docs/reference.md: CustomResourceDefinitions and metrics, from the code
+	$(BIN)/python docs/generate.py
+
+test-cluster: venv ## on a true cluster of three nodes: images, chart, the walkthrough, faults under load (root, 10 minutes)
+	$(BIN)/python -m pytest tests/nodes -m 'slow or not slow' $(PYTEST_ARGS)
 
 soak: venv cluster ## 10,000 Ingresses, 10 edits a second for 15 minutes; SOAK_ARGS='--duration 1m --report DIR' (root)
 	PYTHONPATH=tests $(BIN)/python -m cluster soak $(SOAK_ARGS)

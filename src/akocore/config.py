@@ -49,6 +49,10 @@ class Defaults(_Section, frozen=True):
     shard_size: Annotated[ShardSize, Meta(description="LARGE 8, MEDIUM 4, SMALL 1 VIPs")] = (
         ShardSize.LARGE
     )
+    enable_rhi: Annotated[bool, Meta(description="announce VIPs by BGP")] = False
+    bgp_peer_labels: Annotated[
+        tuple[str, ...], Meta(description="to peers with these labels; none: to all")
+    ] = ()
 
 
 class IngressClassConfig(_Section, frozen=True):

@@ -5,6 +5,8 @@ A bad edit leaves the last good form of just that object in force; it is remembe
 
 from __future__ import annotations
 
+from base64 import b64decode
+
 import msgspec
 
 from akocore.config import Config
@@ -12,6 +14,7 @@ from akocore.kube.objects import (
     AviInfraSettingSpec,
     Network,
     NetworkSpec,
+    Secret,
     ServiceEngineGroup,
     ServiceEngineGroupSpec,
 )
@@ -21,7 +24,7 @@ from akocore.place.state import Facts
 from akocore.place.virtual_services import Placement
 from akocore.store import Store
 from akocore.translate.classes import Infra, infra_of
-from akocore.translate.rhi import check_bgp_together, check_served_bgp
+from akocore.translate.rhi import check_bgp, check_bgp_together, check_password, check_passwords
 
 __all__ = ["Infrastructure"]
 
@@ -44,6 +47,8 @@ class Infrastructure:
         self.groups: dict[str, ServiceEngineGroupSpec] = {}
         self.networks: dict[str, NetworkSpec] = {}
         self.speaks_bgp = speaks_bgp
+        self.password_secrets: frozenset[str] = frozenset()  # of BGP peers, "namespace/name"
+        self.passwords: dict[tuple[str, str], str] = {}  # the good ones of them
         self._config = config
         self._store = store
         self._facts = facts
@@ -57,6 +62,7 @@ class Infrastructure:
                 self.groups[group.metadata.name] = group.spec
         good = self._good_networks()
         self.networks = good
+        self._read_passwords(good)
         changed_networks = self._placement.set_networks(good)
         before = self.infras
         self.infras = {}
@@ -121,7 +127,31 @@ class Infrastructure:
 
     def _check(self, name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
         refusals = check_network(name, spec, speaks_bgp=self.speaks_bgp)
-        return refusals or (check_served_bgp(name, spec) if self.speaks_bgp else ())
+        return refusals or (check_bgp(name, spec) if self.speaks_bgp else ())
+
+    def _read_passwords(self, networks: dict[str, NetworkSpec]) -> None:
+        """Take in the Secrets of BGP peers, and say which are missing or no good."""
+        if not self.speaks_bgp:
+            return
+        refs = [
+            peer.password_secret
+            for spec in networks.values()
+            for peer in (spec.bgp.peers if spec.bgp is not None else ())
+            if peer.password_secret is not None
+        ]
+        found: dict[tuple[str, str], str] = {}
+        for ref in refs:
+            if (secret := self._store.secret(f"{ref.namespace}/{ref.name}")) is not None:
+                found[ref.namespace, ref.name] = _password(secret)
+        for name, spec in networks.items():
+            if refusals := check_passwords(name, spec, found):
+                self.network_refusals[name] = (*self.network_refusals[name], *refusals)
+        self.password_secrets = frozenset(f"{ref.namespace}/{ref.name}" for ref in refs)
+        self.passwords = {
+            ref: password
+            for ref, password in found.items()
+            if check_password("", "", password) is None
+        }
 
     def _check_together(self, networks: dict[str, NetworkSpec]) -> dict[str, tuple[Refusal, ...]]:
         return check_bgp_together(networks) if self.speaks_bgp else {}
@@ -170,6 +200,17 @@ def _without_rhi(spec: AviInfraSettingSpec) -> AviInfraSettingSpec:
         return spec
     plain = msgspec.structs.replace(spec.network, enable_rhi=False, bgp_peer_labels=())
     return msgspec.structs.replace(spec, network=plain)
+
+
+def _password(secret: Secret) -> str:
+    """What its key ``password`` has; "": nothing that could be one."""
+    if secret.string_data and "password" in secret.string_data:
+        return secret.string_data["password"]
+    text = (secret.data or {}).get("password", "")
+    try:
+        return b64decode(text, validate=True).decode().rstrip("\n")
+    except ValueError:
+        return ""
 
 
 def _accepted(network: str) -> str:

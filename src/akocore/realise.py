@@ -64,7 +64,10 @@ class Realiser:
         ads: AdsServer,
         now: Callable[[], datetime],
         port_offset: int,
+        *,
+        freebind: bool = False,
     ) -> None:
+        self.freebind = freebind
         self.hosts: dict[str, Placed] = {}
         self.certificates: dict[str, Certificate | CertificateProblem] = {}
         self.vs_touched: set[str] = set()
@@ -83,8 +86,10 @@ class Realiser:
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
         self._placed_l4: list[Published] = []
-        self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset)
-        self.gateway = GatewayRealiser(self._put, self._drop, self._use, port_offset)
+        self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset, freebind=freebind)
+        self.gateway = GatewayRealiser(
+            self._put, self._drop, self._use, port_offset, freebind=freebind
+        )
         self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
         self._placed_gateway: list[Published] = []
 
@@ -262,6 +267,7 @@ class Realiser:
                 tls=port.tls,
                 http2=port.http2,
                 port_offset=self.port_offset,
+                freebind=self.freebind,
             )
             self._put(home.group, one)
             self._put(home.group, floor_scope(service.name, port.port))

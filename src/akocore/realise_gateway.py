@@ -48,6 +48,8 @@ class GatewayRealiser:
         drop: Callable[[str, str, str], None],
         use: Callable[[Backends, Backends], None],
         port_offset: int,
+        *,
+        freebind: bool = False,
     ) -> None:
         self.later: Callable[[Callable[[], None]], None] = lambda then: then()
         self.variants: dict[str, Backend] = {}
@@ -55,6 +57,7 @@ class GatewayRealiser:
         self._drop = drop
         self._use = use
         self._port_offset = port_offset
+        self._freebind = freebind
         self._unsettled: list[tuple[VirtualService, At]] = []
 
     # ── hosts ───────────────────────────────────────────────────────────────────────────────
@@ -205,8 +208,8 @@ class GatewayRealiser:
     def _listener(self, service: VirtualService, home: Home, model: GatewayPort) -> Encoded:
         at = (service.name, home.address, model.port)
         if model.udp:
-            return gateway_udp(*at, model.udp, self._port_offset)
-        return gateway_listener(*at, model.chains, self._port_offset)
+            return gateway_udp(*at, model.udp, self._port_offset, freebind=self._freebind)
+        return gateway_listener(*at, model.chains, self._port_offset, freebind=self._freebind)
 
     def _keys_of_port(self, model: GatewayPort) -> set[str]:
         shares = [*model.udp, *(one for chain in model.chains for one in chain.tcp or ())]

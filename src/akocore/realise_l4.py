@@ -55,7 +55,10 @@ class L4Realiser:
         drop: Callable[[str, str, str], None],
         use: Callable[[Backends, Backends], None],
         port_offset: int,
+        *,
+        freebind: bool = False,
     ) -> None:
+        self._freebind = freebind
         self.later: Callable[[Callable[[], None]], None] = lambda then: then()
         self._put = put
         self._drop = drop
@@ -105,7 +108,10 @@ class L4Realiser:
                 place = (home.group, home.address)
                 if place not in service.silent and place not in places:
                     places.add(place)
-                    one = l4_listener(service.name, home.address, *at, pool, self._port_offset)
+                    one = l4_listener(
+                        *(service.name, home.address, *at, pool, self._port_offset),
+                        freebind=self._freebind,
+                    )
                     wanted.append((home.group, one))
         backends = frozenset(
             (group, service.name, pool.backend) for group, _ in places if pool is not None

@@ -82,7 +82,8 @@ class Reconciler:
     ``on_move(move)``: serve on at the old places until `finish_move` is called.
     ``on_close(then)``: call ``then`` when the engines have drained what was just closed.
     ``shared``: ``state``, where other replicas write it too.  ``speaks_bgp``: the Service Engines
-    have routers, so each virtual service has its own number of them.
+    have routers, so each virtual service has its own number of them.  ``freebind``: they listen
+    at addresses that they may have only later.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Reconciler:
         on_close: Callable[[Callable[[], None]], None] = lambda then: then(),
         port_offset: int = 0,
         speaks_bgp: bool = False,
+        freebind: bool = False,
     ) -> None:
         self.config = config
         self.state = state
@@ -110,7 +112,9 @@ class Reconciler:
             config, self.store, state, self.placement, speaks_bgp=speaks_bgp
         )
         self.scale = Scale(state, self.infrastructure)
-        self.realiser = Realiser(self.store, self.placement, ads, now, port_offset)
+        self.realiser = Realiser(
+            self.store, self.placement, ads, now, port_offset, freebind=freebind
+        )
         self.realiser.l4.later = self._when_drained
         self.l4 = L4(
             config, self.store, self.names, self.infrastructure, self.placement, self.realiser.l4
@@ -172,6 +176,7 @@ class Reconciler:
                         if isinstance(slice_, EndpointSlice) and slice_.service:
                             services.add(slice_.service)
                 case "Secret":
+                    infra = infra or key in self.infrastructure.password_secrets
                     secrets.add(key)
                     touched.update(self.store.referrers(kind, key))
                 case "IngressClass":

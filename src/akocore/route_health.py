@@ -8,16 +8,28 @@ planned goes by degrees: announced as about to go, withdrawn, given up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from akocore.engines.envoy.ads import Engine
+import msgspec
+
 from akocore.engines.envoy.process import EngineProcess
 from akocore.engines.envoy.resources import LDS
-from akocore.engines.frr.config import RouterConfig, Vip, VipState, host_prefix
+from akocore.engines.frr.config import (
+    DAEMONS,
+    RouterConfig,
+    Snat,
+    Vip,
+    VipState,
+    host_prefix,
+    render,
+)
 from akocore.engines.frr.observe import Observed
 from akocore.events import Events
+from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterSession
 from akocore.place.virtual_services import Home, VirtualService
+from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
 from akocore.translate.rhi import router_config
 
@@ -25,18 +37,33 @@ __all__ = ["RouteHealth", "RoutedEngines"]
 
 _LOOK_S, _HURRIED_S = 1.0, 0.05
 _TAKEN_IN_S = 0.2
+_HIDDEN = "<hidden>"
 _NO_AS = 64_512  # of a router that no Network has peers for
 
 
 class RoutedEngines(Protocol):
-    """Service Engines that have a router each."""
+    """Service Engines that have a router each.
 
-    config_of: Callable[[str, str], RouterConfig]
-    problems: dict[str, str]  # of those that could not be made
+    ``running``: those that we see to.  ``elsewhere``: those that another replica sees to.
+    """
+
+    config_of: Callable[[str, str], RouterConfig] | None
+    elsewhere: Mapping[str, ReplicaRouter]
 
     @property
     def running(self) -> dict[str, EngineProcess]: ...
+    @property
+    def lacks(self) -> bool:
+        """Whether one could not be made: it is worth another try."""
+        ...
+
+    def problems_of(self, group: str) -> dict[str, str]: ...
     def address(self, name: str) -> str: ...
+    def router_id(self, name: str) -> str: ...
+    def snat(self, name: str) -> str:
+        """The address of its own that it asks backends from; "": that of an interface."""
+        ...
+
     def route(self, name: str, config: RouterConfig) -> None: ...
     async def observe(self, name: str) -> Observed | None: ...
 
@@ -70,9 +97,10 @@ class RouteHealth:
         self._announced: dict[tuple[str, str], int | None] = {}  # the Envoy's pid
         self._since: dict[tuple[str, str, int | None], int] = {}  # publication to wait for
         self._leaving: dict[tuple[str, str], float] = {}  # since when, in the loop's time
-        self._lost: dict[str, Engine | None] = {}  # the stream of an Envoy that ended
+        self._lost: dict[str, float] = {}  # streams that began by then were of an Envoy that ended
         self._told: dict[str, float] = {}  # address → since when routers are told the way to it
         self._said: dict[tuple[str, str, str], bool] = {}
+        self._without_snat: set[str] = set()  # who was said to have no address for it
         engines.config_of = self.config
 
     def due(self) -> None:
@@ -84,9 +112,27 @@ class RouteHealth:
         process = self._engines.running.get(name)
         if process is None:
             self._lost.pop(name, None)
+            self.observed.pop(name, None)
+            self._forget(name, {})
         elif process.pid is None:
-            self._lost[name] = self._at.ads.engines.get(name)
+            stream = self._at.ads.fleet.get(name)
+            self._lost[name] = stream.since if stream is not None else time.time()
         self.due()
+
+    def adopt(self, name: str, life: int, announced: Iterable[str]) -> None:
+        """A Service Engine comes to us that announces these already: nobody withdraws them."""
+        for address in announced:
+            self._announced[name, address] = life
+
+    def heard(self, name: str, found: Observed | None) -> None:
+        """What a router does now, from whom sees it."""
+        self._take(name, found)
+        self.on_look()
+
+    def _life(self, name: str) -> int | None:
+        """Which Envoy process it is; None: it doesn't run, or answers nobody."""
+        process = self._engines.running.get(name)
+        return None if process is None or process.hangs else process.pid
 
     async def run(self) -> None:
         """Follow, until cancelled."""
@@ -108,9 +154,22 @@ class RouteHealth:
         """What the router of a Service Engine must do now.  Cost: the virtual services."""
         networks = {n: s for n, s in self._at.infrastructure.networks.items() if s.bgp is not None}
         vips = self._vips(name)
-        return router_config(name, address, networks, vips) or RouterConfig(
-            name=name, router_id=address, local_as=_NO_AS, vips=tuple(vips)
+        router_id = self._engines.router_id(name) or address
+        passwords = self._at.infrastructure.passwords
+        snats = self._snats(name, networks)
+        return router_config(name, router_id, networks, vips, snats, passwords) or RouterConfig(
+            name=name, router_id=router_id, local_as=_NO_AS, vips=tuple(vips)
         )
+
+    def _snats(self, name: str, networks: Mapping[str, NetworkSpec]) -> list[Snat]:
+        """The address that it asks backends from, for each Network whose peers want to know it."""
+        asking = sorted(n for n, s in networks.items() if s.bgp and _advertises_snat(s.bgp))
+        address = self._engines.snat(name)
+        if asking and not address and name not in self._without_snat:
+            note = f"{name} asks backends from an interface's address: start it with --snat."
+            self._events.say(f"Network/{asking[0]}", "Warning", "NoSnatAddress", note)
+        (self._without_snat.discard if address else self._without_snat.add)(name)
+        return [Snat(address=address, network=network) for network in asking[:1] if address]
 
     def _vips(self, name: str) -> list[Vip]:
         process = self._engines.running.get(name)
@@ -121,7 +180,7 @@ class RouteHealth:
             for home in service.homes:
                 if home.group != process.group:
                     continue
-                state = self._state(name, process.pid, service, home)
+                state = self._state(name, self._life(name), service, home)
                 before = vips.get(home.address)
                 if state is None or (before is not None and state is VipState.HELD):
                     continue
@@ -178,13 +237,18 @@ class RouteHealth:
         """Whether an Envoy answers at the address of a virtual service."""
         if pid is None:
             return False
-        key, engine = (name, home.address), self._at.ads.engines.get(name)
+        key, engine = (name, home.address), self._at.ads.fleet.get(name)
         announced = self._announced.get(key) == pid
-        if engine is None or engine is self._lost.get(name):
+        if engine is None or engine.since <= self._lost.get(name, 0.0):
             return announced  # without its stream it serves on with what it has
         catalog = self._at.ads.catalog(home.group)
-        names = [f"{service.name}/{home.address}:{p.port}" for p in service.infra.listeners]
-        if any(one not in catalog.resources[LDS] or (LDS, one) in engine.rejected for one in names):
+        if service.listeners is None:
+            names = [f"{service.name}/{home.address}:{p.port}" for p in service.infra.listeners]
+        else:
+            names = listener_names(service, home)
+        if not names or any(
+            one not in catalog.resources[LDS] or (LDS, one) in engine.rejected for one in names
+        ):
             return False
         if announced:
             return True
@@ -194,11 +258,13 @@ class RouteHealth:
     @property
     def lacks(self) -> bool:
         """Whether a Service Engine could not be made: it is worth another try."""
-        return bool(self._engines.problems)
+        return self._engines.lacks
 
     def announced(self, address: str) -> list[str]:
         """The Service Engines that are to announce an address now."""
-        return sorted(name for name, one in self._announced if one == address)
+        here = {name for name, one in self._announced if one == address}
+        others = {n for n, r in self._engines.elsewhere.items() if address in r.announced}
+        return sorted(here | others)
 
     def carried(self, service: VirtualService) -> bool:
         """Whether routers have been told the way to where a virtual service is to be.
@@ -210,10 +276,9 @@ class RouteHealth:
         address = service.homes[-1].address
         prefix = host_prefix(address)
         told = any(
-            prefix in told
+            prefix in router.advertised
             for name in self.announced(address)
-            if (found := self.observed.get(name)) is not None
-            for told in found.advertised.values()
+            if (router := self.router(name)) is not None
         )
         if not told:
             self._told.pop(address, None)
@@ -231,20 +296,16 @@ class RouteHealth:
             why = [said["why"]] if said["why"] else []
             said["why"] = "; ".join([*why, f"{', '.join(silent)} doesn't announce it"])
             said["state"] = "degraded" if said["state"] == "up" else said["state"]
-        missing = {
-            n: p
-            for n, p in self._engines.problems.items()
-            if n.rpartition("-se-")[0] == said["seGroup"]
-        }
-        if missing and said["state"] != "up":
+        if missing := self._engines.problems_of(said["seGroup"]) if said["state"] != "up" else {}:
             why = [said["why"], *(f"{name}: {problem}" for name, problem in missing.items())]
             said["why"] = "; ".join(filter(None, why))
         for name in announced:
-            found = self.observed.get(name)
-            if found is not None and not found.established:
-                why = [said["why"]] if said["why"] else []
-                said["why"] = "; ".join([*why, f"{name} has a BGP session that is down"])
-                said["state"] = "degraded" if said["state"] == "up" else said["state"]
+            router = self.router(name)
+            for session in router.bgp if router is not None else ():
+                if session.why:
+                    note = f"{name}'s BGP session with {session.peer} is down ({session.why})"
+                    said["why"] = "; ".join(filter(None, [said["why"], note]))
+                    said["state"] = "degraded" if said["state"] == "up" else said["state"]
 
     # ── what routers do ─────────────────────────────────────────────────────────────────────
 
@@ -260,20 +321,23 @@ class RouteHealth:
         for name, found in zip(
             names, await asyncio.gather(*map(self._engines.observe, names)), strict=True
         ):
-            if found is None:
-                self.observed.pop(name, None)
-                continue
-            self.observed[name] = found
-            for bgp in found.bgp:
-                note = f"BGP with {bgp.peer} (AS {bgp.remote_as})"
-                why = f": {bgp.why}" if bgp.why is not None else ""
-                self._say(name, "Bgp", bgp.peer, bgp.why is None, f"{note} is", why)
-            for bfd in found.bfd:
-                up = bfd.state == "up"
-                self._say(name, "Bfd", bfd.peer, up, f"BFD with {bfd.peer} is", f": {bfd.said}")
+            self._take(name, found)
         for name in [n for n in self.observed if n not in names]:
             del self.observed[name]
         self._said = {k: up for k, up in self._said.items() if k[0] in names}
+
+    def _take(self, name: str, found: Observed | None) -> None:
+        if found is None:
+            self.observed.pop(name, None)
+            return
+        self.observed[name] = found
+        for bgp in found.bgp:
+            note = f"BGP with {bgp.peer} (AS {bgp.remote_as})"
+            why = f": {bgp.why}" if bgp.why is not None else ""
+            self._say(name, "Bgp", bgp.peer, bgp.why is None, f"{note} is", why)
+        for bfd in found.bfd:
+            up = bfd.state == "up"
+            self._say(name, "Bfd", bfd.peer, up, f"BFD with {bfd.peer} is", f": {bfd.said}")
 
     def _say(self, name: str, kind: str, peer: str, up: bool, note: str, why: str) -> None:
         key = (name, kind, peer)
@@ -285,24 +349,85 @@ class RouteHealth:
             text = f"{note} down{why if why.strip(': ') else ''}."
             self._events.say(f"ServiceEngine/{name}", "Warning", f"{kind}Down", text)
 
+    def router(self, name: str) -> ReplicaRouter | None:
+        """The router of a Service Engine as it is told from replica to replica."""
+        process = self._engines.running.get(name)
+        if process is None:
+            return self._engines.elsewhere.get(name)
+        found = self.observed.get(name)
+        return ReplicaRouter(
+            name=name,
+            group=process.group,
+            address=self._engines.address(name),
+            announced=tuple(sorted(a for one, a in self._announced if one == name)),
+            advertised=_advertised(found),
+            bgp=tuple(
+                RouterSession(
+                    peer=s.peer, state=s.state, remote_as=s.remote_as, why=str(s.why or "")
+                )
+                for s in (found.bgp if found is not None else ())
+            ),
+            bfd=tuple(
+                RouterSession(peer=s.peer, state=s.state, why=s.said)
+                for s in (found.bfd if found is not None else ())
+            ),
+            why=self._engines.problems_of(process.group).get(name, ""),
+        )
+
+    def routers(self) -> tuple[ReplicaRouter, ...]:
+        """Those that we see to."""
+        found = (self.router(name) for name in sorted(self._engines.running))
+        return tuple(one for one in found if one is not None)
+
+    def configurations(self) -> list[dict[str, Any]]:
+        """What each router that we see to is to have, as FRR reads it; passwords are hidden."""
+        out = []
+        for name in sorted(self._engines.running):
+            config = self.config(name, self._engines.address(name))
+            hidden = tuple(
+                msgspec.structs.replace(peer, password=_HIDDEN if peer.password else "")
+                for peer in config.peers
+            )
+            text = render(msgspec.structs.replace(config, peers=hidden))
+            out.append(
+                {
+                    "metadata": {"name": name},
+                    "addresses": list(config.addresses),
+                    **{daemon: text.of(daemon) for daemon in DAEMONS},
+                }
+            )
+        return out
+
     def shown(self, name: str) -> dict[str, Any]:
         """The routing of a Service Engine, for its status."""
-        found = self.observed.get(name)
-        if found is None:
-            return {"address": self._engines.address(name), "bgp": [], "bfd": [], "advertised": []}
-        return {
-            "address": self._engines.address(name),
+        router = self.router(name)
+        if router is None:
+            return {}
+        out: dict[str, Any] = {
+            "address": router.address,
+            "announced": list(router.announced),
+            "advertised": list(router.advertised),
             "bgp": [
-                {
-                    "peer": s.peer,
-                    "remoteAs": s.remote_as,
-                    "state": s.state,
-                    "why": str(s.why or ""),
-                    "upSeconds": s.up_s,
-                    "prefixes": s.told,
-                }
-                for s in found.bgp
+                {"peer": s.peer, "remoteAs": s.remote_as, "state": s.state, "why": s.why}
+                for s in router.bgp
             ],
-            "bfd": [{"peer": s.peer, "state": s.state} for s in found.bfd],
-            "advertised": sorted({p for told in found.advertised.values() for p in told}),
+            "bfd": [{"peer": s.peer, "state": s.state, "why": s.why} for s in router.bfd],
+            "why": router.why,
         }
+        found = self.observed.get(name)
+        if name in self._engines.running and found is not None:
+            for shown, bgp in zip(out["bgp"], found.bgp, strict=True):
+                shown |= {"upSeconds": bgp.up_s, "prefixes": bgp.told}
+            for shown, bfd in zip(out["bfd"], found.bfd, strict=True):
+                shown |= {"detectMs": bfd.detect_ms, "upSeconds": bfd.up_s}
+            out["addresses"] = list(found.addresses)
+        return out
+
+
+def _advertises_snat(bgp: BgpProfile) -> bool:
+    return any(peer.advertise_snat for peer in bgp.peers)
+
+
+def _advertised(found: Observed | None) -> tuple[str, ...]:
+    told = found.advertised.values() if found is not None else ()
+    return tuple(sorted({prefix for prefixes in told for prefix in prefixes}))

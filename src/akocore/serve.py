@@ -24,6 +24,8 @@ import orjson
 
 from akocore import status, status_gateway, status_l4
 from akocore.config import Config
+from akocore.engines.agent.messages import Report
+from akocore.engines.agent.routers import Routers
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
 from akocore.events import Event, Events
@@ -132,6 +134,18 @@ class Lead(Protocol):
         ...
 
 
+class Workloads(Protocol):
+    """Who runs the Service Engines that are no processes of ours."""
+
+    def due(self) -> None:
+        """Placement may want other engines now."""
+        ...
+
+    async def run(self) -> None:
+        """Keep them, until cancelled."""
+        ...
+
+
 class External(Protocol):
     """Service Engines that are no processes of ours, and replicas that have some of them."""
 
@@ -161,12 +175,36 @@ class External(Protocol):
         """An engine came, went or acknowledged."""
         ...
 
+    @property
+    def routers(self) -> Routers:
+        """The routers of engines that have an agent."""
+        ...
+
+    def routed(self) -> None:
+        """One of these came, went or does something else."""
+        ...
+
 
 def of_directory(directory: Path) -> Callable[[Facts], Source]:
     """The source of ``akocore serve DIR``."""
     return lambda state: ManifestDirectory(
         directory, state, lambda: _now().strftime("%Y-%m-%dT%H:%M:%SZ")
     )
+
+
+def _reported(report: Report) -> dict[str, Any]:
+    """What an agent says of its Envoy, for the status of a Service Engine."""
+    return {
+        "restarts": report.restarts,
+        "lastExit": report.last_exit,
+        "alive": report.alive,
+        "leaving": report.leaving,
+        "requests": sum(report.requests.values()),
+        "requestsByVirtualService": dict(report.requests),
+        "connections": report.connections,
+        "cpu": report.cpu,
+        "problems": list(report.problems),
+    }
 
 
 class Serve:
@@ -177,7 +215,7 @@ class Serve:
     ``watch`` follows each batch to its acknowledgement.  ``external``: made with this and what to
     call on progress of a group, when Service Engines are not to be run here; ``envoy`` is not
     needed then.  ``engines``: made as `Engines` is; where they have routers, these announce what is
-    served.
+    served.  ``workloads``: made with this, who runs external ones.
     """
 
     def __init__(
@@ -193,6 +231,7 @@ class Serve:
         watch: Watch | None = None,
         external: Callable[[Serve, Callable[[str], None]], External] | None = None,
         engines: Callable[..., Engines] = Engines,
+        workloads: Callable[[Serve], Workloads] | None = None,
     ) -> None:
         self.config = config
         self.port_offset = port_offset
@@ -221,25 +260,23 @@ class Serve:
             on_move=self._moving.append,
             on_close=self._closing,
             port_offset=port_offset,
-            speaks_bgp=self.engines.speaks_bgp,
+            speaks_bgp=self.engines.speaks_bgp or external is not None,
+            freebind=external is not None,
         )
-        self.routes: RouteHealth | None = None
-        if self.engines.speaks_bgp:
-            routed = cast("RoutedEngines", self.engines)
-            self.routes = RouteHealth(self.reconciler, routed, self.events)
-            self.routes.hurried = lambda: bool(self._moving)
-            self.routes.on_look = self._settle_moves
         self.watch = Watch() if watch is None else watch
         self.watch.wanted = self.reconciler.placement.homes_of.__contains__
         self.ads.on_publish = self.watch.published
         self.source = source(self.facts)
         self.external = external(self, self._progress) if external is not None else None
+        self.workloads = workloads(self) if workloads is not None else None
+        self.routes = self._route_health()
         self.sink = sink(self) if sink is not None else None
         if self.sink is not None:
             self.events.on_new = self.sink.event
         self._secrets_of: dict[str, frozenset[str]] = {}  # Ingress → Secrets
         self._secret_users: Counter[str] = Counter()
         self._named: set[str] = set()  # Secrets and ConfigMaps that Gateways name
+        self._passwords: frozenset[str] = frozenset()  # Secrets of BGP peers
         self._to_show: dict[str, deque[tuple[int, str]]] = {}  # group → (publication, host)
         self._to_show_l4: dict[str, deque[Published]] = {}  # group → listeners
         self._to_show_gateway: dict[str, deque[Published]] = {}  # group → ports of Gateways
@@ -256,6 +293,22 @@ class Serve:
         self._refused_before = False  # whether an engine refused anything when it was last looked
         self._resting = 0  # old places that serve on, or rest, for a while
         self._batches = 0
+
+    def _route_health(self) -> RouteHealth | None:
+        if self.external is not None:
+            routers = self.external.routers
+            routes = RouteHealth(self.reconciler, routers, self.events)
+            routers.opened = self.ads.opened
+            routers.on_hello = routes.adopt
+            routers.on_change = self._agent_changed
+            routers.on_report = self._agent_reported
+        elif self.engines.speaks_bgp:
+            routes = RouteHealth(self.reconciler, cast("RoutedEngines", self.engines), self.events)
+        else:
+            return None
+        routes.hurried = lambda: bool(self._moving)
+        routes.on_look = self._settle_moves
+        return routes
 
     # ── life ────────────────────────────────────────────────────────────────────────────────
 
@@ -302,6 +355,9 @@ class Serve:
                     if self.lead is not None and self.lead.held != self.reconciler.decides:
                         self._lead(self.lead.held)  # it changed while the first batch was read
                     on_ready()
+                    if self.workloads is not None:
+                        kept.append(tasks.create_task(self.workloads.run()))
+                        self.workloads.due()
                     async for batch in self.source.watch(self._stop):
                         await self._batch(batch)
                     for task in kept:
@@ -366,10 +422,11 @@ class Serve:
         await self._commit()
         self._say(touched)
         self._say_l4()
-        named = self.reconciler.gateway_api.named
-        if self._count_secrets(touched) or named != self._named:
-            self._named = set(named)
-            secrets = {f"Secret/{key}" for key in self._secret_users}
+        infrastructure, named = self.reconciler.infrastructure, self.reconciler.gateway_api.named
+        passwords = infrastructure.password_secrets
+        if self._count_secrets(touched) or named != self._named or passwords != self._passwords:
+            self._named, self._passwords = set(named), passwords
+            secrets = {f"Secret/{key}" for key in (*self._secret_users, *passwords)}
             more = await self.source.follow(secrets | self._named)
             if more is not None:
                 await self._batch(more)
@@ -497,6 +554,8 @@ class Serve:
         while True:
             await self._engines_due.wait()
             self._engines_due.clear()
+            if self.workloads is not None:
+                self.workloads.due()
             names: set[str] = set()
             wanted = self.reconciler.wanted_engines() if self.external is None else {}
             for group, count in wanted.items():
@@ -574,6 +633,26 @@ class Serve:
             note = f"pid {process.pid}, restarts {process.restarts}"
             self.events.say(f"ServiceEngine/{name}", "Normal", "EngineStarted", note)
 
+    def _agent_changed(self, name: str) -> None:
+        """The agent of a Service Engine came or went, or its Envoy is another one."""
+        if self.routes is not None:
+            self.routes.engine_changed(name)
+        self._agent_reported(name)
+
+    def _agent_reported(self, name: str) -> None:
+        assert self.external is not None
+        if (
+            self.routes is not None
+            and (report := self.external.routers.reports().get(name)) is not None
+        ):
+            self.routes.heard(name, report.observed)
+        self.external.routed()
+        if self.sink is not None:
+            self.sink.touch("ServiceEngine", name)
+            for service in self.reconciler.placement.services.values():
+                if service.infra.rhi:
+                    self.sink.touch("VirtualService", service.name)
+
     @property
     def waits(self) -> bool:
         """Whether something is to be shown when the engines have it."""
@@ -592,7 +671,15 @@ class Serve:
     @property
     def engine_names(self) -> set[str]:
         """Every Service Engine that there is, or was not long ago."""
-        return {*self.engines.running, *self.ads.fleet, *self.ads.lost}
+        return {*self.engines.running, *self.ads.fleet, *self.ads.lost, *self._agents()}
+
+    def _agents(self) -> dict[str, str]:
+        """Group of each Service Engine that has an agent, wherever that is connected."""
+        if self.external is None:
+            return {}
+        routers = self.external.routers
+        others = {name: router.group for name, router in routers.elsewhere.items()}
+        return others | {name: report.group for name, report in routers.reports().items()}
 
     def _progress(self, group: str) -> None:
         if self.external is not None:
@@ -790,10 +877,18 @@ class Serve:
             case "service":
                 items = status_l4.services(at)
             case "se":
-                items = status.service_engines(at, self.engines.running, await self._requests())
+                requests = await self._requests()
+                items = status.service_engines(at, self.engines.running, requests, self._agents())
                 if self.routes is not None:
                     for item in items:
                         item["status"]["routing"] = self.routes.shown(item["metadata"]["name"])
+                if self.external is not None:
+                    for name, report in self.external.routers.reports().items():
+                        for item in items:
+                            if item["metadata"]["name"] == name:
+                                item["status"] |= _reported(report)
+            case "seconfig":
+                items = self.routes.configurations() if self.routes is not None else []
             case "aviinfrasetting":
                 items = status.settings(at)
             case "network":

@@ -305,16 +305,19 @@ def service_engines(
     at: Reconciler,
     processes: Mapping[str, EngineProcess],
     requests: Mapping[str, Mapping[str, int]],
+    agents: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Every Service Engine: its process, its stream, what it has served since its start.
 
-    One that is no process of ours: its stream, here or at another replica.
+    One that is no process of ours: its stream, here or at another replica.  ``agents``: name →
+    group of those that have one.
     """
     out = []
     fleet = at.ads.fleet
-    for name in (*processes, *sorted({*fleet, *at.ads.lost} - processes.keys())):
+    known = {**(agents or {}), **at.ads.lost}
+    for name in (*processes, *sorted({*fleet, *known} - processes.keys())):
         process, engine = processes.get(name), fleet.get(name)
-        group = process.group if process else engine.group if engine else at.ads.lost[name]
+        group = process.group if process else engine.group if engine else known[name]
         behind = (
             engine is None
             or engine.clearing

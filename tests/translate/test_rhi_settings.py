@@ -16,7 +16,7 @@ from akocore.kube.objects import (
 )
 from akocore.model import Refusal
 from akocore.translate.classes import Infra, infra_of
-from akocore.translate.rhi import check_served_bgp
+from akocore.translate.rhi import check_passwords
 
 PEER = BgpPeer(address="10.10.16.250", remote_as=6000, label="tor")
 PLAIN = NetworkSpec(
@@ -63,15 +63,15 @@ def test_a_label_that_no_peer_has_is_refused_and_those_there_are_named() -> None
     assert refusal.remedy.endswith("has label spine. Its labels: tor.")
 
 
-def test_what_the_controller_does_not_act_on_is_said() -> None:
-    secret = BgpPeer(
+def test_a_peer_without_a_good_password_is_left_out_and_said_without_showing_it() -> None:
+    peer = BgpPeer(
         address=PEER.address, remote_as=6000, password_secret=SecretRef(name="a", namespace="b")
     )
-    (refusal,) = check_served_bgp("blue", network(secret))
-    assert (refusal.field, refusal.warning) == ("spec.bgp.peers[0].passwordSecret", False)
-    snat = BgpPeer(address=PEER.address, remote_as=6000, advertise_snat=True)
-    (refusal,) = check_served_bgp("blue", network(snat))
-    assert (refusal.field, refusal.warning) == ("spec.bgp.peers[0].advertiseSnat", True)
-    assert check_served_bgp("blue", PLAIN) == ()
-    (refusal,) = check_served_bgp("blue", network(BgpPeer(address="x", remote_as=6000)))
-    assert refusal.reason == "InvalidBgp"
+    (refusal,) = check_passwords("blue", network(peer), {})
+    assert (refusal.field, refusal.warning) == ("spec.bgp.peers[0].passwordSecret", True)
+    assert "Create Secret b/a with key password" in refusal.remedy
+    (refusal,) = check_passwords("blue", network(peer), {("b", "a"): "two words"})
+    assert (refusal.reason, refusal.warning) == ("InvalidPassword", True)
+    assert "two words" not in str(refusal)
+    assert check_passwords("blue", network(peer), {("b", "a"): "good"}) == ()
+    assert check_passwords("blue", PLAIN, {}) == ()

@@ -11,7 +11,7 @@ from akocore.cli.dummy import dummy
 from akocore.cli.ecmp import ecmp
 from akocore.cli.explain import explain
 from akocore.cli.get import get
-from akocore.cli.install import crds, install
+from akocore.cli.install import crds, install, uninstall
 from akocore.cli.lab import lab
 from akocore.cli.migrate import migrate
 from akocore.cli.scale import scale
@@ -38,6 +38,7 @@ for command in (
     config,
     crds,
     install,
+    uninstall,
     soak,
     scale,
 ):

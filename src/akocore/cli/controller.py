@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from akocore.cli.elsewhere import (
+    XDS_LISTEN,
+    EnginesAre,
+    EnginesWhere,
+    XdsCa,
+    XdsCert,
+    XdsKey,
+    XdsListen,
+    tls_files,
+)
 from akocore.cli.observing import (
     METRICS_LISTEN,
     LogFormat,
@@ -20,21 +29,16 @@ from akocore.cli.observing import (
 )
 
 if TYPE_CHECKING:
+    from akocore.engines.envoy.remote import TlsFiles
     from akocore.kube.api import ApiServer
     from akocore.kube.lease import Lease
     from akocore.kube.placement import ClusterFacts
+    from akocore.kube.workloads import Workloads
     from akocore.serve import External, Serve
 
     _External = Callable[[Serve, Callable[[str], None]], External]
 
 __all__ = ["controller"]
-
-
-class EnginesWhere(StrEnum):
-    """Where Service Engines run."""
-
-    LOCAL = "local"
-    EXTERNAL = "external"
 
 
 def _identity(state: Path) -> str:
@@ -50,20 +54,21 @@ def controller(
     kubeconfig: Annotated[
         Path | None, typer.Option(help="default: $KUBECONFIG, ~/.kube/config, then the pod's own")
     ] = None,
-    engines: Annotated[
-        EnginesWhere,
+    engines: EnginesAre = EnginesWhere.LOCAL,
+    xds_listen: XdsListen = XDS_LISTEN,
+    xds_cert: XdsCert = None,
+    xds_key: XdsKey = None,
+    xds_client_ca: XdsCa = None,
+    xds_service: Annotated[
+        str, typer.Option(help="with --se-image: HOST:PORT at which pods find the controllers")
+    ] = "akocore-xds.akocore-system.svc:18000",
+    se_image: Annotated[
+        str,
         typer.Option(
-            help="local: Envoy processes on this machine; external: they come over mutual TLS"
+            help="for external engines: make them, as pods of this image, with all certificates"
         ),
-    ] = EnginesWhere.LOCAL,
-    xds_listen: Annotated[str, typer.Option(help="for external engines")] = "0.0.0.0:18000",
-    xds_cert: Annotated[
-        Path | None, typer.Option(help="our certificate, PEM; followed when it is replaced")
-    ] = None,
-    xds_key: Annotated[Path | None, typer.Option(help="its key, PEM")] = None,
-    xds_client_ca: Annotated[
-        Path | None, typer.Option(help="who signs the engines' certificates, PEM")
-    ] = None,
+    ] = "",
+    se_image_pull_policy: Annotated[str, typer.Option(help="with --se-image")] = "IfNotPresent",
     state: Annotated[Path, typer.Option(help="run directory: engines and the admin socket")] = Path(
         "/var/lib/akocore"
     ),
@@ -93,18 +98,18 @@ def controller(
 
     is_external = engines is EnginesWhere.EXTERNAL
     configure(log_format, log_level)
+    files: TlsFiles | None = None
 
     def external(api: ApiServer, lease: Lease, facts: ClusterFacts, config: Config) -> _External:
-        from akocore.engines.envoy.remote import RemoteServer, TlsFiles
+        from akocore.engines.envoy.remote import RemoteServer
         from akocore.kube.replicas import Replicas, config_digest
 
-        if xds_cert is None or xds_key is None or xds_client_ca is None:
-            raise EngineError("--engines external needs --xds-cert, --xds-key and --xds-client-ca.")
-        files = TlsFiles(xds_cert, xds_key, xds_client_ca)
+        assert files is not None
+        tls = files
         return lambda serve, progress: Replicas(
             api,
             serve.ads,
-            RemoteServer(xds_listen, files, serve.ads, serve.events.say),
+            RemoteServer(xds_listen, tls, serve.ads, serve.events.say),
             identity=lease.identity,
             config=config_digest(config, port_offset),
             duration_s=lease_duration,
@@ -113,16 +118,53 @@ def controller(
             waiting=lambda: serve.waits,
             progress=progress,
             forgotten=serve.engine_forgotten,
+            routers=lambda: serve.routes.routers() if serve.routes is not None else (),
+            say=serve.events.say,
+        )
+
+    async def workloads(api: ApiServer, lease: Lease) -> Callable[[Serve], Workloads]:
+        """Also writes our own certificate, which `external` reads."""
+        from akocore.kube.authority import Authority, is_due, utc_now, write_pair
+        from akocore.kube.workloads import Image, Workloads
+
+        authority, own = Authority(api, namespace, utc_now), state.absolute() / "xds"
+        await authority.load()
+        host = xds_service.rpartition(":")[0]
+
+        def renew() -> None:
+            file = own / "tls.crt"
+            if not file.exists() or is_due(file.read_bytes(), authority.ca, utc_now()):
+                write_pair(own, authority.issue("akocore", [host]), authority.ca)
+
+        try:
+            renew()
+        except OSError as err:
+            raise EngineError(f"{own}: {err.strerror}. Give a writable --state.") from err
+        nonlocal files
+        files = tls_files(engines, own / "tls.crt", own / "tls.key", own / "ca.crt")
+        return lambda serve: Workloads(
+            api,
+            namespace,
+            authority,
+            Image(se_image, se_image_pull_policy, xds_service),
+            leads=lambda: lease.held,
+            groups=lambda: serve.reconciler.infrastructure.groups,
+            wanted=serve.reconciler.wanted_engines,
+            renew=renew,
+            now=utc_now,
             say=serve.events.say,
         )
 
     async def run() -> None:
-        if not is_external and (xds_cert or xds_key or xds_client_ca):
-            raise EngineError("--xds-cert, --xds-key, --xds-client-ca are for --engines external.")
+        nonlocal files
+        if not se_image:
+            files = tls_files(engines, xds_cert, xds_key, xds_client_ca)
+        elif not is_external or xds_cert or xds_key or xds_client_ca:
+            raise EngineError("--se-image is for --engines external without --xds-cert, -key, -ca.")
         first = [asyncio.create_task(find_credentials(kubeconfig))]
         first[0].add_done_callback(lambda task: task.cancelled() or task.exception())  # told below
         await asyncio.sleep(0)  # it asks a child process: the rest of us is loaded meanwhile
-        from akocore.kube.api import ApiServer
+        from akocore.kube.api import ApiError, ApiServer
         from akocore.kube.cluster import Cluster
         from akocore.kube.lease import Lease
         from akocore.kube.placement import ClusterFacts
@@ -146,6 +188,10 @@ def controller(
             )
             facts = ClusterFacts(api, namespace, lambda: lease.held)
             await facts.load()
+            try:
+                makes = await workloads(api, lease) if se_image else None
+            except ApiError as err:
+                raise EngineError(f"the certificates of xDS can't be had: {err}.") from err
             serve = Serve(
                 lambda _facts: Cluster(api),
                 where,
@@ -163,6 +209,7 @@ def controller(
                 lead=lease,
                 watch=observation.watch,
                 external=external(api, lease, facts, loaded) if is_external else None,
+                workloads=makes,
             )
             observation.of(serve)
             facts.on_taken = serve.address_taken

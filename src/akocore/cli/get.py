@@ -164,6 +164,7 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("BGP", _sessions("bgp")),
             ("BFD", _sessions("bfd")),
             ("ADVERTISED", _advertised),
+            ("ROUTING WHY", at("status.routing.why")),
         ],
     ),
     "aviinfrasetting": (

@@ -1,4 +1,4 @@
-"""``akocore crds`` and ``akocore install``: what a cluster needs before the controller starts."""
+"""``akocore install``, ``crds`` and ``uninstall``: a cluster before and after the controller."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["crds", "install"]
+__all__ = ["chart_files", "crds", "install", "uninstall"]
 
 
 def _all(default_class: bool) -> list[dict[str, Any]]:
@@ -24,15 +24,67 @@ def _path(item: dict[str, Any]) -> str:
     return f"/{'apis' if '/' in version else 'api'}/{version}{where}/{plural}/{meta['name']}"
 
 
-def crds() -> None:
-    """Print the CustomResourceDefinitions, the access rules and IngressClass avi-lb as YAML."""
+def _yaml(objects: list[dict[str, Any]]) -> str:
     import yaml
 
     class Plain(yaml.SafeDumper):
         def ignore_aliases(self, _data: object) -> bool:
             return True
 
-    typer.echo(yaml.dump_all(_all(True), Dumper=Plain, sort_keys=False), nl=False)
+    return yaml.dump_all(objects, Dumper=Plain, sort_keys=False)
+
+
+def chart_files() -> dict[str, str]:
+    """What the Helm chart has of ours in its ``files``, by name."""
+    from akocore.kube import crds as made
+
+    kept = {"helm.sh/resource-policy": "keep"}
+    definitions = [
+        one | {"metadata": one["metadata"] | {"annotations": kept}} for one in made.crds()
+    ]
+    rules = (*made.rules(), *made.clean_up_rules())
+    names = ("everywhere", "atHome", "cleanUp", "cleanUpAtHome")
+    return {
+        "crds.yaml": _yaml(definitions),
+        "rules.yaml": _yaml([dict(zip(names, rules, strict=True))]),
+    }
+
+
+def crds(
+    chart: Annotated[
+        Path | None, typer.Option(help="write the Helm chart's part of it into this directory")
+    ] = None,
+) -> None:
+    """Print the CustomResourceDefinitions, the access rules and IngressClass avi-lb as YAML."""
+    if chart is None:
+        typer.echo(_yaml(_all(True)), nl=False)
+        return
+    for name, text in chart_files().items():
+        (chart / "files" / name).write_text(text)
+
+
+def uninstall(
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="default: $KUBECONFIG, ~/.kube/config, then the pod's own")
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="of the controller")] = "akocore-system",
+) -> None:
+    """Take back status, mirrors and workloads, when no controller runs any more."""
+    import asyncio
+
+    from akocore.kube.api import ApiError, ApiServer
+    from akocore.kube.credentials import CredentialsError, find_credentials
+    from akocore.kube.uninstall import uninstall as take_back
+
+    async def run() -> None:
+        async with ApiServer(lambda: find_credentials(kubeconfig)) as api:
+            await take_back(api, namespace, typer.echo)
+
+    try:
+        asyncio.run(run())
+    except (ApiError, CredentialsError) as err:
+        typer.echo(f"akocore: {err}", err=True)
+        raise typer.Exit(1) from err
 
 
 def install(

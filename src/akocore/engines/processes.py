@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["arguments", "boot_id", "exit_text", "pids", "start_ticks", "uptime_s"]
+__all__ = [
+    "arguments",
+    "boot_id",
+    "capabilities",
+    "exit_text",
+    "pids",
+    "start_ticks",
+    "uptime_s",
+]
+
+# Of capability.h, those that are asked for here.
+_CAPABILITIES = {
+    0: "CHOWN",
+    6: "SETGID",
+    7: "SETUID",
+    10: "NET_BIND_SERVICE",
+    12: "NET_ADMIN",
+    13: "NET_RAW",
+    21: "SYS_ADMIN",
+}
+
+
+def capabilities() -> frozenset[str]:
+    """Our effective capabilities, of those that matter to us."""
+    status = Path("/proc/self/status").read_text("utf-8", "replace")
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    mask = int(match[1], 16) if match is not None else 0
+    return frozenset(name for bit, name in _CAPABILITIES.items() if mask >> bit & 1)
 
 
 def boot_id() -> str:

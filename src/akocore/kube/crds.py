@@ -22,7 +22,15 @@ from akocore.kube.objects import (
 )
 from akocore.translate.classes import CONTROLLER, DEFAULT_ANNOTATION
 
-__all__ = ["NAMESPACE", "access", "crd", "crds", "ingress_class"]
+__all__ = [
+    "NAMESPACE",
+    "access",
+    "clean_up_rules",
+    "crd",
+    "crds",
+    "ingress_class",
+    "rules",
+]
 
 NAMESPACE = "akocore-system"
 """Where the controller lives: its account, its Lease, what it remembers of settings."""
@@ -69,7 +77,10 @@ _COLUMNS: dict[type[Object], list[tuple[str, str, str]]] = {
         ("State", "string", ".status.state"),
         ("UpToDate", "boolean", ".status.upToDate"),
         ("VS", "integer", ".status.virtualServices"),
+        ("Address", "string", ".status.address"),
+        ("BGP", "string", ".status.bgpUp"),
         ("Controller", "string", ".status.controller"),
+        ("Why", "string", ".status.why"),
     ],
     Replica: [
         ("Leads", "boolean", ".status.leads"),
@@ -101,7 +112,8 @@ _ENUMS = {
     ("ServiceEngineGroupSpec", "haMode"): ["ActiveActive", "NPlusM", "ActiveStandby"],
 }
 _SHORT = {
-    ServiceEngineGroup: ["seg"],
+    ServiceEngineGroup: ["seg", "segroup"],
+    Network: ["net"],
     AviInfraSetting: ["ais"],
     GatewayClass: ["gc"],
     Gateway: ["gtw"],
@@ -222,20 +234,52 @@ def ingress_class(default: bool) -> dict[str, Any]:
     }
 
 
+def _rule(group: str, resources: list[str], verbs: list[str]) -> dict[str, Any]:
+    return {"apiGroups": [group], "resources": resources, "verbs": verbs}
+
+
 _GATEWAY_API = [
     *("gatewayclasses", "gateways", "listenersets", "referencegrants", "backendtlspolicies"),
     *("httproutes", "grpcroutes", "tlsroutes", "tcproutes", "udproutes"),
 ]
 
 
-def access() -> list[dict[str, Any]]:
-    """Namespace, account and access rules.  Secrets: read by name, never listed."""
-    read = ["get", "list", "watch"]
-    rbac = "rbac.authorization.k8s.io"
+def clean_up_rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What ``akocore uninstall`` may do everywhere, and in the controller's namespace."""
+    status = ["list", "get", "patch"]
+    everywhere = [
+        _rule("networking.k8s.io", ["ingresses", "ingresses/status"], status),
+        _rule(
+            "networking.x-k8s.io",
+            ["gateways", "gatewayclasses", "gateways/status", "gatewayclasses/status"],
+            status,
+        ),
+        _rule("", ["services", "services/status"], status),
+        _rule("ako.vmware.com", ["aviinfrasettings", "aviinfrasettings/status"], status),
+        _rule("akocore.io", ["networks", "networks/status"], status),
+        _rule(
+            "akocore.io",
+            ["vsvips", "virtualservices", "serviceengines", "replicas"],
+            ["list", "delete", "deletecollection"],
+        ),
+    ]
+    at_home = [
+        _rule("", ["pods"], ["list"]),
+        _rule("apps", ["statefulsets"], ["list", "delete", "deletecollection"]),
+        _rule("policy", ["poddisruptionbudgets"], ["list", "delete", "deletecollection"]),
+        _rule("", ["secrets"], ["list", "delete", "deletecollection"]),
+        _rule("", ["configmaps"], ["list", "delete"]),
+        _rule("coordination.k8s.io", ["leases"], ["delete"]),
+    ]
+    return everywhere, at_home
 
-    def rule(group: str, resources: list[str], verbs: list[str]) -> dict[str, Any]:
-        return {"apiGroups": [group], "resources": resources, "verbs": verbs}
 
+def rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the controller may do everywhere, and in its own namespace besides.
+
+    Secrets are read by name, never listed; those that it makes are in its own namespace.
+    """
+    read, rule = ["get", "list", "watch"], _rule
     everywhere = [
         rule("networking.k8s.io", ["ingresses", "ingressclasses"], read),
         rule("networking.k8s.io", ["ingresses/status"], ["patch"]),
@@ -261,7 +305,18 @@ def access() -> list[dict[str, Any]]:
     at_home = [
         rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
         rule("", ["configmaps"], ["get", "create", "patch"]),
+        # Service Engines as pods: their workloads, and the certificates of both sides.
+        rule("apps", ["statefulsets"], ["list", "create", "patch", "delete"]),
+        rule("policy", ["poddisruptionbudgets"], ["create", "patch", "delete"]),
+        rule("", ["secrets"], ["create", "patch", "delete"]),
     ]
+    return everywhere, at_home
+
+
+def access() -> list[dict[str, Any]]:
+    """Namespace, account and access rules."""
+    rbac = "rbac.authorization.k8s.io"
+    everywhere, at_home = rules()
     account = {"kind": "ServiceAccount", "name": "akocore", "namespace": NAMESPACE}
 
     def bound(kind: str, rules: list[dict[str, Any]], meta: dict[str, str]) -> list[dict[str, Any]]:

@@ -9,12 +9,14 @@ from mmh3 import mmh3_x64_128_digest
 from akocore import status
 from akocore.engines.envoy.ads import Elsewhere
 from akocore.engines.envoy.process import EngineProcess
-from akocore.kube.objects import ServiceEngineStatus, VirtualServiceStatus
+from akocore.kube.objects import ReplicaRouter, ServiceEngineStatus, VirtualServiceStatus
 from akocore.place.virtual_services import VirtualService
 from akocore.reconcile import Reconciler
+from akocore.route_health import RouteHealth
 
 __all__ = ["object_name", "service_engine", "virtual_service"]
 
+_NO_ROUTER = ReplicaRouter(name="", group="")
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")  # RFC 1123
 
@@ -28,10 +30,14 @@ def object_name(name: str) -> str:
     return f"{re.sub('[^a-z0-9]+', '-', lower).strip('-')[:200]}-{digest}"
 
 
-def virtual_service(at: Reconciler, service: VirtualService) -> VirtualServiceStatus:
+def virtual_service(
+    at: Reconciler, service: VirtualService, routes: RouteHealth | None = None
+) -> VirtualServiceStatus:
     """The mirror of one virtual service.  Cost: its engines, not its hosts."""
     shown = status.virtual_service(at, service, hosts=False)
     said = shown["status"]
+    if routes is not None:
+        routes.judge(service, said)
     dedicated = service.shard < 0
     return VirtualServiceStatus(
         name=service.name,
@@ -46,22 +52,28 @@ def virtual_service(at: Reconciler, service: VirtualService) -> VirtualServiceSt
         pools_up=said["pools"]["up"],
         pools=said["pools"]["total"],
         service_engines=tuple(said["serviceEngines"]),
+        announced_by=tuple(said.get("announcedBy", ())),
         state=said["state"],
         why=said["why"],
     )
 
 
 def service_engine(
-    at: Reconciler, name: str, process: EngineProcess | None, controller: str
+    at: Reconciler,
+    name: str,
+    process: EngineProcess | None,
+    controller: str,
+    router: ReplicaRouter | None = None,
 ) -> ServiceEngineStatus | None:
     """The mirror of one Service Engine; None: there is none of that name.
 
-    ``controller``: who we are.
+    ``controller``: who we are; ``router``: what its router does, where it has one.
     """
     engine = at.ads.fleet.get(name)
-    if process is None and engine is None and name not in at.ads.lost:
+    if process is None and engine is None and router is None and name not in at.ads.lost:
         return None
-    group = process.group if process else engine.group if engine else at.ads.lost[name]
+    known = {router.name: router.group} if router is not None else at.ads.lost
+    group = process.group if process else engine.group if engine else known[name]
     if process is None and engine is None:
         controller = ""
     elif isinstance(engine, Elsewhere):
@@ -74,6 +86,12 @@ def service_engine(
         state, why = "starting", ""
     else:
         state, why = "up", next((found.message for found in engine.rejected.values()), "")
+    if router is not None:
+        down = [f"BGP with {s.peer} is down ({s.why})" for s in router.bgp if s.why]
+        why = "; ".join(filter(None, [why, router.why, *down]))
+    else:
+        router = _NO_ROUTER
+    up = sum(not session.why for session in router.bgp)
     return ServiceEngineStatus(
         se_group=group,
         state=state,
@@ -85,5 +103,10 @@ def service_engine(
         restarts=process.restarts if process is not None else 0,
         rejected=len(engine.rejected) if engine is not None else 0,
         controller=controller,
+        address=router.address,
+        vips=router.announced,
+        bgp_up=f"{up}/{len(router.bgp)}" if router.bgp else "",
+        bgp=router.bgp,
+        bfd=router.bfd,
         why=why,
     )

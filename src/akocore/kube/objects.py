@@ -397,6 +397,31 @@ class Gateway(Object, frozen=True, gc=False, kw_only=True):
 # ── akocore.io/v1alpha1 ─────────────────────────────────────────────────────────────────────
 
 
+class Toleration(Part, frozen=True):
+    """``core/v1 Toleration``."""
+
+    key: str = ""
+    operator: str = ""
+    value: str = ""
+    effect: str = ""
+
+
+class ServiceEnginePods(Part, frozen=True):
+    """How Service Engines run that are pods of the cluster.
+
+    ``hostNetwork``: with the network of their node, where routers see them; one to a node then.
+    ``drainSeconds``: how long connections may go on when one leaves.
+    """
+
+    host_network: bool = True
+    node_selector: dict[str, str] = msgspec.field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    requests: dict[str, str] = msgspec.field(default_factory=dict)
+    limits: dict[str, str] = msgspec.field(default_factory=dict)
+    priority_class_name: str = ""
+    drain_seconds: Annotated[int, Meta(ge=0, le=3600)] = 20
+
+
 class ServiceEngineGroupSpec(Part, frozen=True):
     """``minSePerVs``: how many Service Engines serve each virtual service at once."""
 
@@ -405,6 +430,7 @@ class ServiceEngineGroupSpec(Part, frozen=True):
     max_se_per_vs: Annotated[int, Meta(ge=1, le=64)] = 4
     max_se: Annotated[int, Meta(ge=1, le=64)] = 10
     auto_rebalance: bool = False
+    pods: ServiceEnginePods = ServiceEnginePods()
 
 
 class ServiceEngineGroup(Object, frozen=True, gc=False, kw_only=True):
@@ -521,6 +547,7 @@ class VirtualServiceStatus(Part, frozen=True):
     pools_up: int = 0
     pools: int = 0
     service_engines: tuple[str, ...] = ()
+    announced_by: tuple[str, ...] = ()
     state: str = ""
     why: str = ""
 
@@ -535,8 +562,20 @@ class VirtualService(Object, frozen=True, gc=False, kw_only=True):
     status: VirtualServiceStatus = VirtualServiceStatus()
 
 
+class RouterSession(Part, frozen=True):
+    """A BGP or BFD session of a Service Engine.  ``why`` it is down; "": it is up."""
+
+    peer: str
+    state: str
+    remote_as: int = 0
+    why: str = ""
+
+
 class ServiceEngineStatus(Part, frozen=True):
-    """``controller``: the replica that it is connected to."""
+    """``controller``: the replica that it is connected to.
+
+    ``vips``: addresses that it announces; ``bgpUp``: as 1/1, of its sessions those that are up.
+    """
 
     se_group: str = ""
     state: str = ""
@@ -545,6 +584,11 @@ class ServiceEngineStatus(Part, frozen=True):
     restarts: int = 0
     rejected: int = 0
     controller: str = ""
+    address: str = ""
+    vips: tuple[str, ...] = ()
+    bgp_up: str = ""
+    bgp: tuple[RouterSession, ...] = ()
+    bfd: tuple[RouterSession, ...] = ()
     why: str = ""
 
 
@@ -581,6 +625,22 @@ class ReplicaEngine(Part, frozen=True):
     rejected: tuple[EngineRejection, ...] = ()
 
 
+class ReplicaRouter(Part, frozen=True):
+    """A Service Engine's router as the replica has it that its agent is connected to.
+
+    ``announced``: addresses that it is told to announce; ``advertised``: prefixes that a peer has.
+    """
+
+    name: str
+    group: str
+    address: str = ""
+    announced: tuple[str, ...] = ()
+    advertised: tuple[str, ...] = ()
+    bgp: tuple[RouterSession, ...] = ()
+    bfd: tuple[RouterSession, ...] = ()
+    why: str = ""
+
+
 class ReplicaStatus(Part, frozen=True):
     """``leaseSeconds``: not renewed for so long, a replica is no more.
 
@@ -595,6 +655,7 @@ class ReplicaStatus(Part, frozen=True):
     config: str = ""
     seen: dict[str, int] = msgspec.field(default_factory=dict)
     engines: tuple[ReplicaEngine, ...] = ()
+    routers: tuple[ReplicaRouter, ...] = ()
 
 
 class Replica(Object, frozen=True, gc=False, kw_only=True):

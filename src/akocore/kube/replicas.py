@@ -46,6 +46,7 @@ from akocore.kube.objects import (
     EngineRejection,
     Replica,
     ReplicaEngine,
+    ReplicaRouter,
     ReplicaStatus,
 )
 from akocore.revisions import Received, Revisions, reaches
@@ -80,8 +81,9 @@ class Replicas:
     """The engines of this replica, on ``server``, and those of the others.
 
     ``leads()``: whether this one does; ``revision()``: the newest VsVip that it has made;
-    ``waiting()``: whether something is to be announced; ``progress(group)`` is called when engines
-    elsewhere have got on; ``forgotten(engine)`` when one went long ago.
+    ``waiting()``: whether something is to be announced; ``routers()``: those whose agents are here;
+    ``progress(group)`` is called when engines elsewhere have got on; ``forgotten(engine)`` when
+    one went long ago.
     """
 
     def __init__(
@@ -98,8 +100,11 @@ class Replicas:
         waiting: Callable[[], bool],
         progress: Callable[[str], None],
         forgotten: Callable[[str], None],
+        routers: Callable[[], tuple[ReplicaRouter, ...]],
         say: Say,
     ) -> None:
+        self.routers = server.routers
+        self._routers = routers
         self.identity = identity
         self.written = 0
         self._api = api
@@ -201,6 +206,11 @@ class Replicas:
         self._here = engines
         self._find()
 
+    def routed(self) -> None:
+        """A router whose agent is here came, went or does something else."""
+        self._hurry = time.monotonic()
+        self._due.set()
+
     def _lose(self, name: str, group: str) -> None:
         if name not in self._ads.fleet:
             self._lost[name] = time.monotonic()
@@ -252,6 +262,12 @@ class Replicas:
             for one in said.engines:
                 if one.name not in found or found[one.name].since < one.since:
                     found[one.name] = self._elsewhere(one, said)
+        self.routers.elsewhere = {
+            router.name: router
+            for other in self._others.values()
+            if now - other.heard <= other.replica.status.lease_seconds
+            for router in other.replica.status.routers
+        }
         before, self._ads.elsewhere = self._ads.elsewhere, found
         for name in before.keys() - found.keys():
             self._lose(name, before[name].group)
@@ -287,6 +303,7 @@ class Replicas:
                 if not self._sent_away and self._ads.engines:
                     log.warning("event=engines_sent_away count=%d", len(self._ads.engines))
                     self._ads.send_away()
+                    self.routers.send_away()
                 self._sent_away = True
             if self._leads():
                 for name, other in list(self._others.items()):
@@ -328,6 +345,7 @@ class Replicas:
                 )
                 for name, engine in sorted(self._ads.engines.items())
             ),
+            routers=self._routers(),
         )
 
     async def _write(self) -> None:

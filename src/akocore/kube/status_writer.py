@@ -435,10 +435,12 @@ class StatusWriter:
         wanted: VirtualServiceStatus | ServiceEngineStatus | None
         if kind == "VirtualService":
             service = self._at.placement.services.get(key)
-            wanted = None if service is None else mirrors.virtual_service(self._at, service)
+            routes = self._serve.routes
+            wanted = None if service is None else mirrors.virtual_service(self._at, service, routes)
         else:
             process = self._serve.engines.running.get(key)
-            wanted = mirrors.service_engine(self._at, key, process, self._identity)
+            router = self._serve.routes.router(key) if self._serve.routes is not None else None
+            wanted = mirrors.service_engine(self._at, key, process, self._identity, router)
         if self._mirrors.get((kind, name)) == wanted or not await self._pace():
             return 0.0
         resource = self._resources[kind]

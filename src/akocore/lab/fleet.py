@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,10 +21,12 @@ from akocore.engines.frr.config import RouterConfig, VipState
 from akocore.engines.frr.observe import Observed
 from akocore.engines.frr.process import FrrError, in_namespace
 from akocore.engines.frr.session import Session, SessionError
+from akocore.kube.objects import ReplicaRouter
 from akocore.lab.topology import Engine, LabError, Topology
 
 __all__ = ["Fleet"]
 
+_PROBE_S = 0.5  # an Envoy that is silent for so long has its routes withdrawn
 _AGAIN_S = 0.5  # after a router could not be told
 
 _log = logging.getLogger(__name__)
@@ -57,12 +59,12 @@ class Fleet(Engines):
             concurrency=concurrency,
             on_change=on_change,
             within=self._within_its_namespace,
+            probe_s=_PROBE_S,
         )
         self.topology = topology
         self.drained_s = drained_s
-        self.config_of: Callable[[str, str], RouterConfig] = lambda name, address: RouterConfig(
-            name=name, router_id=address, local_as=64_512
-        )
+        self.config_of: Callable[[str, str], RouterConfig] | None = None
+        self.elsewhere: Mapping[str, ReplicaRouter] = {}  # nobody else has any
         self.problems: dict[str, str] = {}  # of Service Engines that could not be made
         self._places: dict[str, Engine] = {}
         self._routes: dict[str, RouterConfig] = {}
@@ -79,6 +81,20 @@ class Fleet(Engines):
             return ""
         return self.topology.address(place.number, next(iter(self.topology.plan.networks)))
 
+    def router_id(self, name: str) -> str:
+        return self.address(name)
+
+    def snat(self, _name: str) -> str:
+        return ""
+
+    def problems_of(self, group: str) -> dict[str, str]:
+        """Why Service Engines of a group could not be made, by name."""
+        return {n: p for n, p in self.problems.items() if n.rpartition("-se-")[0] == group}
+
+    @property
+    def lacks(self) -> bool:
+        return bool(self.problems)
+
     def session(self, name: str) -> Session | None:
         place = self._places.get(name)
         return self.topology.sessions.get(place.name) if place is not None else None
@@ -94,9 +110,14 @@ class Fleet(Engines):
         await asyncio.gather(*(self._wire(name) for name in names if name not in self._places))
         await super().ensure(group, [name for name in names if name in self._places])
 
+    def _first_config(self, name: str, at: str) -> RouterConfig:
+        if self.config_of is not None:
+            return self.config_of(name, at)
+        return RouterConfig(name=name, router_id=at, local_as=64_512)
+
     async def _wire(self, name: str) -> None:
         try:
-            place = await self.topology.wire_se(name, lambda at: self.config_of(name, at))
+            place = await self.topology.wire_se(name, lambda at: self._first_config(name, at))
         except (AddressError, FrrError, LabError, SessionError) as err:
             self.problems[name] = str(err)
             _log.warning("event=se_not_made se=%s why=%r", name, str(err))

@@ -241,6 +241,13 @@ class Topology:
             raise
         return engine
 
+    async def lay_se(self, number: int) -> Engine:
+        """The cables of a Service Engine that somebody else runs there."""
+        engine = Engine(number=number, role="agent")
+        await self._wire(engine)
+        self._remember(engines=(*self._lab.engines, engine))
+        return engine
+
     async def unwire_se(self, name: str) -> None:
         """Remove what `wire_se` made, at once."""
         await self._drop(name)

@@ -206,6 +206,7 @@ class _Reader(Collector):
         yield from self._objects()
         yield from self._places()
         yield from self._engines()
+        yield from self._routers()
         yield from self._status()
 
     def _source(self) -> Iterator[Metric]:
@@ -363,6 +364,32 @@ class _Reader(Collector):
             "How long the oldest of them has waited.",
             label,
             _one({group: seconds for group, (_, seconds) in pending.items()}),
+        )
+
+    def _routers(self) -> Iterator[Metric]:
+        """Routers of Service Engines, wherever their agents are connected."""
+        if (routes := self._serve.routes) is None:
+            return
+        routers = [r for n in self._serve.engine_names if (r := routes.router(n)) is not None]
+        labels = ("engine", "peer")
+        yield _gauges(
+            "bgp_session_up",
+            "1: the BGP session of a Service Engine is established.",
+            labels,
+            [((r.name, s.peer), float(not s.why)) for r in routers for s in r.bgp],
+        )
+        yield _gauges(
+            "bfd_session_up",
+            "1: the BFD session of a Service Engine is up.",
+            labels,
+            [((r.name, s.peer), float(s.state == "up")) for r in routers for s in r.bfd],
+        )
+        announcers = Counter(address for r in routers for address in r.announced)
+        yield _gauges(
+            "vip_announcers",
+            "Service Engines that announce a VIP by BGP.",
+            ("vip",),
+            _one({vip: float(count) for vip, count in announcers.items()}),
         )
 
     def _status(self) -> Iterator[Metric]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
 
 from akocore.config import Defaults, ShardSize
 from akocore.kube.objects import (
     AviInfraSettingSpec,
+    InfraNetwork,
     Ingress,
     IngressClass,
     NetworkSpec,
@@ -140,7 +142,7 @@ def infra_of(
     def unsupported(field: str, what: str) -> None:
         refuse(field, "Unsupported", f"Local Service Engines can't {what}. Take the field out.")
 
-    spec = spec or AviInfraSettingSpec()
+    spec = _with_default_rhi(spec or AviInfraSettingSpec(), defaults)
     group = spec.se_group.name if spec.se_group else defaults.se_group
     if group not in groups:
         refuse(
@@ -231,6 +233,16 @@ def infra_of(
     rhi = spec.network is not None and bool(spec.network.enable_rhi)
     labels = tuple(spec.network.bgp_peer_labels) if spec.network is not None else ()
     return Infra(setting, group, network, size, ports, rhi, labels), ()
+
+
+def _with_default_rhi(spec: AviInfraSettingSpec, defaults: Defaults) -> AviInfraSettingSpec:
+    """A setting that doesn't speak of RHI has that of the defaults."""
+    net = spec.network or InfraNetwork()
+    if not defaults.enable_rhi or net.enable_rhi is not None:
+        return spec
+    labels = net.bgp_peer_labels or defaults.bgp_peer_labels
+    net = msgspec.structs.replace(net, enable_rhi=True, bgp_peer_labels=labels)
+    return msgspec.structs.replace(spec, network=net)
 
 
 def _rhi_problems(

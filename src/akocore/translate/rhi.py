@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, ip_address, ip_network
 
+import msgspec
+
 from akocore.engines.frr.config import WELL_KNOWN, Bfd, Peer, RouterConfig, Snat, Vip
 from akocore.kube.objects import AddressRange, BgpPeer, NetworkSpec
 from akocore.model import Refusal
@@ -18,8 +20,8 @@ __all__ = [
     "check_bgp",
     "check_bgp_together",
     "check_password",
+    "check_passwords",
     "check_router_ids",
-    "check_served_bgp",
     "router_config",
 ]
 
@@ -172,35 +174,32 @@ def _holds(found: AddressRange, address: str) -> bool:
     return begin.version == ip.version == end.version and int(begin) <= int(ip) <= int(end)
 
 
-def check_served_bgp(name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
-    """As `check_bgp`, and what the controller doesn't act on yet."""
-    if spec.bgp is None or (wrong := check_bgp(name, spec)):
-        return wrong if spec.bgp is not None else ()
-    return tuple(
-        Refusal(
-            object=f"Network/{name}",
-            field=f"spec.bgp.peers[{i}].{field}",
-            reason="Unsupported",
-            remedy=remedy,
-            warning=warning,
-        )
-        for i, peer in enumerate(spec.bgp.peers)
-        for asked, field, remedy, warning in (
-            (
-                peer.password_secret is not None,
-                "passwordSecret",
-                "The controller doesn't read passwords of peers yet. Take the field out.",
-                False,
-            ),
-            (
-                peer.advertise_snat,
-                "advertiseSnat",
-                "Service Engines ask backends from their own addresses: nothing is announced.",
-                True,
-            ),
-        )
-        if asked
-    )
+def check_passwords(
+    name: str, spec: NetworkSpec, passwords: Mapping[tuple[str, str], str]
+) -> tuple[Refusal, ...]:
+    """Peers of a Network that are left out for want of a good password: no session could come up.
+
+    ``passwords``: of the Secrets that are there, by (namespace, name).
+    """
+    out = []
+    for i, peer in enumerate(spec.bgp.peers if spec.bgp is not None else ()):
+        if (ref := peer.password_secret) is None:
+            continue
+        field = f"spec.bgp.peers[{i}].passwordSecret"
+        if (password := passwords.get((ref.namespace, ref.name))) is None:
+            found: Refusal | None = Refusal(
+                object=f"Network/{name}",
+                field=field,
+                reason="SecretNotFound",
+                remedy=f"Create Secret {ref.namespace}/{ref.name} with key password: without it"
+                f" {peer.address} is left out.",
+                warning=True,
+            )
+        else:
+            found = check_password(name, field, password)
+        if found is not None:
+            out.append(msgspec.structs.replace(found, warning=True))
+    return tuple(out)
 
 
 def check_bgp_together(networks: Mapping[str, NetworkSpec]) -> dict[str, tuple[Refusal, ...]]:

@@ -266,6 +266,10 @@ class AdsServer:
         """The catalogs are complete: answer the engines."""
         self._open.set()
 
+    async def opened(self) -> None:
+        """Until the catalogs are complete."""
+        await self._open.wait()
+
     @property
     def is_open(self) -> bool:
         """Whether engines are answered."""

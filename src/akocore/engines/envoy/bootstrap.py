@@ -33,6 +33,7 @@ _COUNTED = (
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+_ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 _CONNECTION_LIMIT = (
     "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 )
@@ -157,6 +158,47 @@ def _transport(tls: Tls, controllers: Sequence[tuple[str, int]]) -> dict[str, An
     return {"name": "envoy.transport_sockets.tls", "typed_config": context}
 
 
+def _from(address: str) -> dict[str, Any]:
+    return {"source_address": {"address": address, "port_value": 0}}
+
+
+def _alive(socket: Path) -> dict[str, Any]:
+    """A listener that says that the workers are at work; it counts for no client's."""
+    manager = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    route = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
+    return {
+        "name": "alive",
+        "stat_prefix": "admin.alive",
+        "address": {"pipe": {"path": str(socket), "mode": 0o600}},
+        "ignore_global_conn_limit": True,
+        "filter_chains": [
+            {
+                "filters": [
+                    {
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": {
+                            "@type": _type(manager),
+                            "stat_prefix": "admin.alive",
+                            "codec_type": "HTTP1",
+                            "route_config": {
+                                "virtual_hosts": [
+                                    {"name": "alive", "domains": ["*"], "routes": [route]}
+                                ]
+                            },
+                            "http_filters": [
+                                {
+                                    "name": "envoy.filters.http.router",
+                                    "typed_config": {"@type": _type(_ROUTER)},
+                                }
+                            ],
+                        },
+                    }
+                ]
+            }
+        ],
+    }
+
+
 def bootstrap(
     name: str,
     group: str,
@@ -167,6 +209,8 @@ def bootstrap(
     max_connections: int = 50_000,
     reconnect_base_ms: int = 50,
     reconnect_max_ms: int = 1000,
+    alive: Path | None = None,
+    source: str = "",
 ) -> bytes:
     """The bootstrap of Service Engine ``name`` as JSON; equal arguments give equal bytes.
 
@@ -174,6 +218,8 @@ def bootstrap(
     machine, or hosts and ports over ``tls``.  When it goes away Envoy serves on with what it has
     and asks again after ``reconnect_base_ms`` .. ``reconnect_max_ms``: the next one, if there
     are several.  A remote controller that answers no ping for some seconds is away.
+    ``alive``: a socket at which its workers answer every request, as those of clients.
+    ``source``: the address that backends are asked from; "": the one on the way to them.
     """
     ads: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
     http2: dict[str, Any] = {
@@ -249,6 +295,11 @@ def bootstrap(
             ]
         },
     }
+    if source:
+        start["cluster_manager"] = {"upstream_bind_config": _from(source)}
+        xds["upstream_bind_config"] = _from("::" if ":" in source else "0.0.0.0")
+    if alive is not None:
+        start["static_resources"]["listeners"] = [_alive(alive)]
     if admin is not None:
         start["admin"] = {"address": _address(admin)}
         start["stats_flush_on_admin"] = True

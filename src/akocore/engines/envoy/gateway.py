@@ -245,10 +245,12 @@ def gateway_listener(
     port_offset: int = 0,
     *,
     proxy_protocol: bool = False,
+    freebind: bool = False,
 ) -> Encoded:
     """One TCP port of a Gateway on one address.
 
-    ``proxy_protocol``: connections begin with who their client is.  Chains must differ in their
+    ``proxy_protocol``: connections begin with who their client is.  ``freebind``: as of
+    `akocore.engines.envoy.resources.listener`.  Chains must differ in their
     server names.  Raises `ValueError` without a chain.
     """
     if not chains:
@@ -257,6 +259,8 @@ def gateway_listener(
     out = listener_pb2.Listener(name=name)
     out.address.socket_address.address = address
     out.address.socket_address.port_value = port + port_offset
+    if freebind:
+        out.freebind.value = True
     if proxy_protocol:
         first = out.listener_filters.add(name="envoy.filters.listener.proxy_protocol")
         first.typed_config.Pack(proxy_protocol_pb2.ProxyProtocol())
@@ -317,7 +321,13 @@ def _tcp(vs: str, backends: Sequence[Backend]) -> tcp_proxy_pb2.TcpProxy:
 
 
 def gateway_udp(
-    vs: str, address: str, port: int, backends: Sequence[Backend], port_offset: int = 0
+    vs: str,
+    address: str,
+    port: int,
+    backends: Sequence[Backend],
+    port_offset: int = 0,
+    *,
+    freebind: bool = False,
 ) -> Encoded:
     """One UDP port of a Gateway.  A session, by its client's address and port, has one backend."""
     name = l4_name(vs, address, "UDP", port)
@@ -325,6 +335,8 @@ def gateway_udp(
     socket = out.address.socket_address
     socket.address, socket.port_value = address, port + port_offset
     socket.protocol = address_pb2.SocketAddress.UDP
+    if freebind:
+        out.freebind.value = True
     out.udp_listener_config.SetInParent()
     config = udp_proxy_pb2.UdpProxyConfig(stat_prefix=vs)
     shares = [one for one in backends if one.weight > 0]

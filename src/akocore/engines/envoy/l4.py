@@ -31,13 +31,22 @@ def l4_name(vs: str, address: str, protocol: str, port: int) -> str:
 
 
 def l4_listener(
-    vs: str, address: str, protocol: str, port: int, pool: L4Pool, port_offset: int = 0
+    vs: str,
+    address: str,
+    protocol: str,
+    port: int,
+    pool: L4Pool,
+    port_offset: int = 0,
+    *,
+    freebind: bool = False,
 ) -> Encoded:
-    """One port of a virtual service of L4 on one address."""
+    """One port of a virtual service of L4 on one address; ``freebind`` as of `listener`."""
     name = l4_name(vs, address, protocol, port)
     out = listener_pb2.Listener(name=name)
     socket = out.address.socket_address
     socket.address, socket.port_value = address, port + port_offset
+    if freebind:
+        out.freebind.value = True
     if protocol == "UDP":
         socket.protocol = address_pb2.SocketAddress.UDP
         out.udp_listener_config.SetInParent()

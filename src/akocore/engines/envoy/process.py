@@ -30,10 +30,12 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from akocore.engines.envoy.bootstrap import bootstrap
+from akocore.engines.envoy.bootstrap import Tls, bootstrap, secrets
+from akocore.engines.envoy.probe import Probe
 from akocore.engines.processes import (
     arguments,
     boot_id,
+    capabilities,
     exit_text,
     pids,
     start_ticks,
@@ -43,6 +45,7 @@ from akocore.engines.processes import (
 __all__ = [
     "SUPPORTED_ENVOY",
     "Admin",
+    "Controllers",
     "EngineError",
     "EngineProcess",
     "Engines",
@@ -62,6 +65,7 @@ _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 10.0
 _HEALTHY_AFTER_S = 30.0
 _READY_WITHIN_S = 5.0
 _CONFIG = ".bootstrap.json"
+_ALIVE = ".alive"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MARK = "--disable-hot-restart"  # with -c in our directory: an Envoy that we started
 _KEPT_ENV = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -94,6 +98,14 @@ class EngineProcess(Struct, frozen=True, kw_only=True):
     restarts: int = 0
     last_exit: str = ""  # "SIGKILL; <last log line>", "exit code 1; ...", "can't start: ..."
     adopted: bool = False  # found running, not started by this akocore
+    hangs: bool = False  # it is there and answers nobody; only of those that are probed
+
+
+class Controllers(Struct, frozen=True):
+    """Controllers on a network, of which an Envoy asks one."""
+
+    places: tuple[tuple[str, int], ...]
+    tls: Tls
 
 
 # ─── the binary ──────────────────────────────────────────────────────────────────────────────
@@ -189,6 +201,8 @@ class _Slot:
         self.timer: asyncio.TimerHandle | None = None
         self.gone = asyncio.Event()
         self.record = EngineProcess(group=group, pid=None, started=0.0)
+        self.probe: Probe | None = None
+        self.probing: asyncio.Task[None] | None = None
 
 
 class Engines:
@@ -196,6 +210,9 @@ class Engines:
 
     ``on_change(name)`` is called in the event loop whenever ``running[name]`` changed or went.
     ``within(name)``: a command that becomes the one after it, in the Envoy's own surroundings.
+    ``controllers``: these, where they are not behind ``xds_socket``.  ``probe_s``: an
+    Envoy that doesn't answer for so long hangs (`EngineProcess.hangs`); 0: nobody looks.
+    ``source``: the address that backends are asked from; "": the one on the way to them.
     """
 
     speaks_bgp = False
@@ -213,7 +230,13 @@ class Engines:
         log_level: str = "warning",
         on_change: Callable[[str], None] = lambda _name: None,
         within: Callable[[str], list[str]] = lambda _name: [],
+        controllers: Controllers | None = None,
+        probe_s: float = 0.0,
+        source: str = "",
     ) -> None:
+        self._source = source
+        self._controllers = controllers
+        self._probe_s = probe_s
         self._dir = run_dir.absolute()
         self._envoy = envoy
         self._xds_socket = xds_socket.absolute()
@@ -336,16 +359,20 @@ class Engines:
         return self._dir / f"{name}{suffix}"
 
     def _forget(self, name: str) -> None:
-        for suffix in (".pid", _CONFIG, ".sock"):
+        for suffix in (".pid", _CONFIG, ".sock", _ALIVE):
             self._file(name, suffix).unlink(missing_ok=True)
 
     def _bootstrap(self, name: str, group: str) -> bytes:
+        at = self._controllers
         return bootstrap(
             name,
             group,
-            self._xds_socket,
+            self._xds_socket if at is None else at.places,
             self._file(name, ".sock"),
+            tls=None if at is None else at.tls,
             max_connections=self._max_connections,
+            alive=self._file(name, _ALIVE) if self._probe_s else None,
+            source=self._source,
         )
 
     def _command(self, name: str) -> list[str]:
@@ -452,7 +479,8 @@ class Engines:
     def _spawn(self, slot: _Slot) -> int:
         name, group = slot.name, slot.record.group
         admin_socket = self._file(name, ".sock")
-        for path in (admin_socket, self._xds_socket):
+        alive = self._file(name, _ALIVE)
+        for path in (admin_socket, alive, self._xds_socket):
             if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
                 del self._slots[name]
                 raise EngineError(
@@ -461,6 +489,11 @@ class Engines:
                     " Choose a shorter directory with --state."
                 )
         admin_socket.unlink(missing_ok=True)
+        alive.unlink(missing_ok=True)
+        if self._controllers is not None:
+            for path, text in secrets(self._controllers.tls, self._controllers.places).items():
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._write(path, text)
         slot.digest = self._digest(name, group)
         self._write(self._file(name, _CONFIG), self._bootstrap(name, group))
         log = self._file(name, ".log")
@@ -498,8 +531,27 @@ class Engines:
         slot.pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(pidfd, self._exited, slot)
+        if self._probe_s:
+            slot.record = msgspec.structs.replace(slot.record, hangs=True)  # till it answers
+            slot.probe = Probe(
+                self._file(slot.name, _ALIVE),
+                lambda: self._answered(slot),
+                within_s=self._probe_s,
+            )
+            slot.probing = asyncio.create_task(slot.probe.run())
+
+    def _answered(self, slot: _Slot) -> None:
+        if slot.probe is not None and slot.record.pid is not None:
+            slot.record = msgspec.structs.replace(slot.record, hangs=not slot.probe.alive)
+            if not slot.stopping:
+                word = "answers" if slot.probe.alive else "hangs"
+                _log.info("event=se_%s se=%s pid=%d", word, slot.name, slot.record.pid)
+            self._on_change(slot.name)
 
     def _unwatch(self, slot: _Slot) -> None:
+        if slot.probing is not None:
+            slot.probing.cancel()
+            slot.probing = slot.probe = None
         if slot.pidfd >= 0:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.remove_reader(slot.pidfd)
@@ -667,8 +719,7 @@ class Admin:
         first, last = "http.", ".downstream_rq_total"
         names = await self.stats(r"^http\..*\.downstream_rq_total$")
         counts = {name[len(first) : -len(last)]: value for name, value in names.items()}
-        counts.pop("admin", None)
-        return counts
+        return {name: n for name, n in counts.items() if name not in ("admin", "admin.alive")}
 
     async def open_connections(self) -> int:
         """Downstream connections of all listeners, the admin interface's own apart."""
@@ -736,7 +787,6 @@ class Admin:
 
 # ─── before the fact ─────────────────────────────────────────────────────────────────────────
 
-_CAP_NET_BIND_SERVICE = 10
 _LISTEN = "0A"
 
 
@@ -758,7 +808,7 @@ def preflight(addresses: Iterable[tuple[str, int]], own: Collection[int] = ()) -
 def may_listen(port: int) -> None:
     """Raises `EngineError` when listening on ``port`` needs a privilege that we don't have."""
     first = _first_free_port()
-    if port < first and not _may_bind_low_ports():
+    if port < first and "NET_BIND_SERVICE" not in capabilities():
         raise EngineError(
             f"port {port} needs a privilege: below {first} only with CAP_NET_BIND_SERVICE."
             " Use --port-offset 8000, or as root: sysctl net.ipv4.ip_unprivileged_port_start=80."
@@ -801,12 +851,6 @@ def _first_free_port() -> int:
         return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_bytes())
     except (OSError, ValueError):
         return 1024
-
-
-def _may_bind_low_ports() -> bool:
-    status = Path("/proc/self/status").read_text("utf-8", "replace")
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return match is not None and bool(int(match[1], 16) >> _CAP_NET_BIND_SERVICE & 1)
 
 
 def _proc_address(address: str) -> str:

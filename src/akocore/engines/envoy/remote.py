@@ -5,8 +5,8 @@ name, or ``NAME`` in a URI that ends in ``/se/NAME``.  A URI that ends in ``/se/
 it to a group as well, whatever its other names are.  So no engine can pose as another, or ask for
 what is another group's.
 
-Nothing but discovery is offered here.  Who has no certificate, or one of another CA, gets no
-further than the handshake; the gRPC library writes the reason to the log.
+Nothing but discovery, and what its agent asks, is offered here.  Who has no certificate, or one
+of another CA, gets no further than the handshake; the gRPC library writes the reason to the log.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from akocore.engines.agent.routers import Routers
 from akocore.engines.envoy.ads import AdsServer, unlimited
 from akocore.engines.envoy.process import EngineError, may_name
+from akocore.kube.objects import Batch
 
-__all__ = ["RemoteServer", "Say", "TlsFiles", "stranger"]
+__all__ = ["Alone", "RemoteServer", "Say", "TlsFiles", "stranger"]
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +144,39 @@ def stranger(auth: Mapping[str, Iterable[bytes]], name: str, group: str) -> str:
     return ""
 
 
+class Alone:
+    """The one akocore of its engines elsewhere: there is no other replica to keep in touch with."""
+
+    def __init__(self, server: RemoteServer) -> None:
+        self._server = server
+        self.routers = server.routers
+
+    async def open(self) -> None:
+        """Take the port.  Raises `EngineError`."""
+        self._server.bind()
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        await self._server.stop()
+
+    def received(self, batch: Batch) -> None:
+        pass
+
+    def mark(self) -> Callable[[], None]:
+        return lambda: None
+
+    def progressed(self) -> None:
+        pass
+
+    def routed(self) -> None:
+        pass
+
+
 class RemoteServer:
     """Discovery for engines elsewhere, at ``listen`` ("host:port")."""
 
@@ -151,6 +186,7 @@ class RemoteServer:
         self._ads = ads
         self._say = say
         self.before: Callable[[str], Awaitable[None]] | None = None  # an engine is let in
+        self.routers = Routers()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -159,7 +195,9 @@ class RemoteServer:
         self._loop = asyncio.get_running_loop()
         self._files.on_new = self._on_new
         server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers((self._ads.service(self._admit),))
+        server.add_generic_rpc_handlers(
+            (self._ads.service(self._admit), self.routers.service(self._admit))
+        )
         try:
             port = server.add_secure_port(self._listen, self._files.credentials())
         except RuntimeError as err:
@@ -178,6 +216,7 @@ class RemoteServer:
         """End all streams: the engines go to another replica, or wait for the next of us."""
         if self._server is not None:
             self._ads.send_away()
+            self.routers.send_away()
             await self._server.stop(0.2)
 
     async def _admit(self, context: Any, name: str, group: str) -> None:

@@ -458,13 +458,25 @@ def _tls_socket(http2: bool) -> any_pb2.Any:
 
 
 def listener(
-    vs: str, address: str, port: int, *, tls: bool, http2: bool, port_offset: int = 0
+    vs: str,
+    address: str,
+    port: int,
+    *,
+    tls: bool,
+    http2: bool,
+    port_offset: int = 0,
+    freebind: bool = False,
 ) -> Encoded:
-    """One port of a virtual service on one address.  Nothing in it depends on the hosts."""
+    """One port of a virtual service on one address.  Nothing in it depends on the hosts.
+
+    ``freebind``: it listens before the address is there.
+    """
     name = f"{vs}/{address}:{port}"
     out = listener_pb2.Listener(name=name)
     out.address.socket_address.address = address
     out.address.socket_address.port_value = port + port_offset
+    if freebind:
+        out.freebind.value = True
     chain = out.filter_chains.add()
     one = chain.filters.add()
     one.name = "envoy.filters.network.http_connection_manager"

@@ -21,8 +21,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 from pathlib import Path
 
 import msgspec
@@ -30,7 +32,7 @@ from msgspec import Struct
 
 from akocore.engines.frr.config import DAEMONS, Rendered
 from akocore.engines.frr.vty import VtyError, ask
-from akocore.engines.processes import boot_id, exit_text, start_ticks, uptime_s
+from akocore.engines.processes import boot_id, capabilities, exit_text, start_ticks, uptime_s
 
 __all__ = ["MINIMUM_FRR", "Daemon", "Frr", "FrrError", "Router", "end", "find_frr", "in_namespace"]
 
@@ -40,6 +42,7 @@ MINIMUM_FRR = (8, 4)
 _PLACES = (Path("/usr/lib/frr"), Path("/usr/libexec/frr"))
 _USER = "frr"  # as all packages of FRR are built: FRR's own default
 _CRASH_LOGS = Path("/var/tmp/frr")
+_CONFINED = Path(__file__).with_name("confined.py")
 _MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path, less its NUL
 _LOG_MAX_BYTES = 8 << 20
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 10.0
@@ -127,13 +130,32 @@ def in_namespace(namespace: Path | None, command: Sequence[str]) -> list[str]:
     return [*(["nsenter", f"--net={namespace}", "--"] if namespace is not None else []), *command]
 
 
-def _as_other_root() -> bool:
-    """Whether we are root only in a user namespace that has no user for FRR.
+class _As(Enum):
+    """Who FRR's daemons run as."""
 
-    Raises `FrrError` when we are no root at all, or FRR's user doesn't exist.
+    FRR = auto()  # as they are packaged
+    OTHER_ROOT = auto()  # root of a user namespace that has no user for them
+    CONFINED = auto()  # root that may do little: of a container
+
+
+_NEEDED = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW")
+_TO_BE_FRR = {"CHOWN", "SETGID", "SETUID", "SYS_ADMIN"}
+
+
+def _who() -> _As:
+    """Who the daemons can run as.
+
+    Raises `FrrError` when we are no root at all or may too little, or FRR's user doesn't exist.
     """
     if os.geteuid() != 0:
         raise FrrError("FRR needs root. Run as root, or inside `unshare -Urnm`.")
+    may = capabilities()
+    if missing := [name for name in _NEEDED if name not in may]:
+        raise FrrError(
+            f"FRR needs the capabilities {', '.join(_NEEDED)}, and {', '.join(missing)}"
+            f" {'is' if len(missing) == 1 else 'are'} missing. Add them to the container's"
+            " securityContext, or run with all of root's."
+        )
     try:
         user = pwd.getpwnam(_USER)
     except KeyError:
@@ -141,8 +163,8 @@ def _as_other_root() -> bool:
     for row in Path("/proc/self/uid_map").read_text("ascii").splitlines():
         first, _, count = map(int, row.split())
         if first <= user.pw_uid < first + count:
-            return False
-    return True
+            return _As.FRR if may >= _TO_BE_FRR else _As.CONFINED
+    return _As.OTHER_ROOT if "SYS_ADMIN" in may else _As.CONFINED
 
 
 def end(directory: Path) -> None:
@@ -233,7 +255,7 @@ class Router:
         self._on_change = on_change
         self._slots: dict[str, _Slot] = {}
         self._lock = -1
-        self._other_root = False
+        self._as = _As.FRR
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -353,14 +375,14 @@ class Router:
 
     def _give(self, path: Path) -> None:
         """FRR's daemons give up root before they read and write."""
-        if not self._other_root:
+        if self._as is _As.FRR:
             user = pwd.getpwnam(_USER)
             os.chown(path, user.pw_uid, user.pw_gid)
 
     def _open(self) -> None:
         if self._lock >= 0:
             return
-        self._other_root = _as_other_root()
+        self._as = _who()
         longest = self.directory / "zserv.api"
         if len(os.fsencode(longest)) > _MAX_SOCKET_PATH:
             raise FrrError(
@@ -368,7 +390,7 @@ class Router:
                 f" ({len(os.fsencode(longest))} bytes, at most {_MAX_SOCKET_PATH})."
                 " Choose a shorter directory with --state."
             )
-        needed = ["unshare", "sh"] if self._other_root else []
+        needed = ["unshare", "sh"] if self._as is _As.OTHER_ROOT else []
         for tool in [*needed, *(["nsenter"] if self.namespace is not None else [])]:
             if shutil.which(tool) is None:
                 raise FrrError(f"{tool} is missing. Install util-linux.")
@@ -398,7 +420,9 @@ class Router:
         self._lock = lock
 
     def _check_reachable(self) -> None:
-        if self._other_root:
+        if self._as is _As.CONFINED:
+            return
+        if self._as is _As.OTHER_ROOT:
             if self.directory.is_relative_to(_CRASH_LOGS.parent):
                 raise FrrError(
                     f"{self.directory}: {_CRASH_LOGS.parent} is hidden from FRR without root."
@@ -425,8 +449,10 @@ class Router:
         if name == "bfdd":
             command += ["--bfdctl", str(at / "bfdd.sock")]
         command = in_namespace(self.namespace, command)
-        if not self._other_root:
+        if self._as is _As.FRR:
             return command
+        if self._as is _As.CONFINED:
+            return [sys.executable, "-I", "-S", str(_CONFINED), *command]
         # FRR checks that its user is in its groups, and logs crashes to a directory of that user.
         hide = 'mount --bind "$1" /etc/group && mount -t tmpfs none "$2" && shift 2 && exec "$@"'
         hidden = [str(at / "group"), str(_CRASH_LOGS.parent)]
@@ -497,7 +523,7 @@ class Router:
         self._on_change(slot.name)
 
     def _spawn(self, slot: _Slot) -> int:
-        if self._other_root:
+        if self._as is _As.OTHER_ROOT:
             (self.directory / "group").write_text("frr:x:0:root\nfrrvty:x:0:root\n")
         log = self._file(slot.name, ".log")
         with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,55 @@
+"""``kubectl akocore ...``: what the akocore of a cluster knows, asked through kubectl.
+
+``get``, ``explain`` and ``scale`` are run in the pod of the controller that leads; every other
+command runs here, as ``akocore`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+__all__ = ["main"]
+
+_ASKED = ("get", "explain", "scale")
+
+
+def _options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """kubectl's own options, which come first, and the rest."""
+    mine: list[str] = []
+    rest = list(arguments)
+    while rest and rest[0].split("=")[0] in ("--context", "--kubeconfig", "-n", "--namespace"):
+        mine.append(rest.pop(0))
+        if "=" not in mine[-1] and rest:
+            mine.append(rest.pop(0))
+    return mine, rest
+
+
+def _leader(options: list[str]) -> str:
+    """The pod that leads, else any: its deployment."""
+    command = ["kubectl", *options, "get", "replicas.akocore.io", "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        for one in json.loads(done.stdout)["items"]:
+            status = one.get("status", {})
+            if status.get("leads"):
+                return str(status["identity"].rpartition("_")[0])
+    return "deploy/akocore"
+
+
+def main() -> None:
+    options, rest = _options(sys.argv[1:])
+    if not rest or rest[0] not in _ASKED:
+        from akocore.cli import app
+
+        app(rest, prog_name="kubectl akocore")
+        return
+    if not {"-n", "--namespace"} & {one.split("=")[0] for one in options}:
+        options += ["--namespace", "akocore-system"]
+    command = ["kubectl", *options, "exec", _leader(options), "--", "akocore", *rest]
+    try:
+        os.execvp("kubectl", command)
+    except FileNotFoundError:
+        sys.exit("akocore: kubectl is missing. Put it on the PATH.")

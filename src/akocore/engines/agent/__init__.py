@@ -1,0 +1,1 @@
+"""A Service Engine elsewhere: its agent, which runs Envoy and FRR, and what controllers tell it."""

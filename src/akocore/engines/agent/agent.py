@@ -1,0 +1,452 @@
+"""One Service Engine where it runs: an Envoy and an FRR, kept as a controller says.
+
+An address is announced while three things hold: the controller says so of this very Envoy process
+(which has then acknowledged what it is to serve), the process lives, and its workers answer.  The
+first needs a controller; the others are seen here.  So without any controller all goes on as it
+is, and an Envoy that ends or hangs takes its routes with it all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from mmh3 import hash64
+from msgspec import Struct
+
+from akocore import __version__
+from akocore.engines.agent.link import Link
+from akocore.engines.agent.messages import Order, Report, decode_order, encode
+from akocore.engines.envoy.process import Controllers, EngineError, EngineProcess, Engines, Envoy
+from akocore.engines.frr.addresses import AddressError, Loopback
+from akocore.engines.frr.config import RouterConfig, VipState
+from akocore.engines.frr.observe import Observed
+from akocore.engines.frr.process import Frr, FrrError, Router
+from akocore.engines.frr.session import Session, SessionError
+from akocore.engines.processes import boot_id, start_ticks
+
+__all__ = ["Agent", "Settings"]
+
+_AGAIN_S = 0.5  # after the router could not be told
+_LOOK_S, _HURRIED_S, _HURRY_FOR_S = 1.0, 0.05, 5.0
+_RENEW_S = 3.0
+_SYSCTLS = {
+    # An address on lo is none of the other interfaces' business.
+    "net/ipv4/conf/all/arp_ignore": "1",
+    "net/ipv4/conf/all/arp_announce": "2",
+}
+
+log = logging.getLogger(__name__)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Who it is and how it behaves.
+
+    ``drained_s``: how long it is announced as about to go before it is withdrawn; ``flows_s``:
+    how long it then waits for connections to end; ``probe_s``: how long an Envoy may be silent.
+    """
+
+    name: str
+    group: str
+    address: str
+    router_id: str
+    controllers: Controllers
+    snat: str = ""  # an address of its own that it asks backends from
+    drained_s: float = 2.0
+    flows_s: float = 20.0
+    probe_s: float = 0.5
+    concurrency: int = 1
+    max_connections: int = 50_000
+
+
+class Agent:
+    """Runs one Service Engine in ``directory``, which is its alone.
+
+    ``frr``: None: there is none, for ``no_frr``; it serves, and announces nothing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        directory: Path,
+        envoy: Envoy,
+        frr: Frr | None,
+        no_frr: str = "",
+        *,
+        on_change: Callable[[Report], None] = lambda _report: None,
+    ) -> None:
+        self.settings = settings
+        self.problems: dict[str, str] = {"frr": no_frr} if no_frr else {}
+        self.order: Order | None = None
+        self.observed: Observed | None = None
+        self.leaving = False
+        self._directory = directory.absolute()
+        self._frr = frr
+        self._engines = Engines(
+            self._directory / "envoy",
+            envoy,
+            self._directory / "xds.sock",
+            concurrency=settings.concurrency,
+            max_connections=settings.max_connections,
+            on_change=lambda _name: self._changed(),
+            controllers=settings.controllers,
+            probe_s=settings.probe_s,
+            source=settings.snat,
+        )
+        self._session: Session | None = None
+        if frr is not None:
+            self._session = Session(Router(self._directory / "frr", frr))
+        self.link = Link(
+            settings.controllers.places,
+            settings.controllers.tls,
+            lambda: encode(self.report()),
+            self._take,
+            self._link_changed,
+        )
+        self._on_change = on_change
+        self._withdrawn = False  # for good: it is leaving
+        self._due = asyncio.Event()
+        self._hurry_until = 0.0
+        self._looked = asyncio.Event()
+        self._listening: tuple[int, frozenset[str]] = (0, frozenset())  # life, addresses
+        self._load: tuple[int, dict[str, int], float] = (0, {}, 0.0)
+        self._cpu_at: tuple[int, float, float] = (0, 0.0, 0.0)  # life, when, seconds used by then
+
+    # ── what it is ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def process(self) -> EngineProcess | None:
+        return self._engines.running.get(self.settings.name)
+
+    @property
+    def life(self) -> int:
+        """A number of the Envoy process; 0: there is none."""
+        process = self.process
+        if process is None or process.pid is None:
+            return 0
+        ticks = start_ticks(process.pid)
+        return abs(hash64(f"{boot_id()} {process.pid} {ticks}")[0]) >> 11 or 1
+
+    @property
+    def alive(self) -> bool:
+        process = self.process
+        return process is not None and process.pid is not None and not process.hangs
+
+    def report(self) -> Report:
+        process, me = self.process, self.settings
+        connections, requests, cpu = self._load
+        config = self._session.config if self._session is not None else None
+        return Report(
+            name=me.name,
+            group=me.group,
+            address=me.address,
+            router_id=me.router_id,
+            snat=me.snat,
+            life=self.life,
+            alive=self.alive,
+            restarts=process.restarts if process is not None else 0,
+            last_exit=process.last_exit if process is not None else "",
+            order=self.order.number if self.order is not None else 0,
+            announced=_announced(config) if config is not None else (),
+            observed=self.observed,
+            problems=tuple(self.problems[key] for key in sorted(self.problems)),
+            leaving=self.leaving,
+            connections=connections,
+            requests=requests,
+            cpu=cpu,
+            version=__version__,
+        )
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, stop: asyncio.Event, at_once: asyncio.Event) -> None:
+        """Serve until ``stop``, then leave gracefully, cut short by ``at_once``.
+
+        Raises `EngineError` when its directory can't be used.
+        """
+        me = self.settings
+        for file in (self._directory, self._directory / "frr"):
+            self._make(file)
+        self._set_sysctls()
+        self._engines.open()
+        own = Loopback(self._directory / "own.json")
+        if me.snat:
+            try:
+                await own.add([me.snat])
+            except AddressError as err:
+                self.problems["snat"] = f"{me.snat} can't be had: {err}"
+        await self._engines.ensure(me.group, [me.name])
+        self._remember_order()
+        self._changed()
+        tasks = [
+            asyncio.create_task(one)
+            for one in (self._route(), self._look(), self._renew(), self.link.run())
+        ]
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                task.result()  # none ends by itself but by a fault
+            leaving = asyncio.create_task(self._leave())
+            hurried = asyncio.create_task(at_once.wait())
+            await asyncio.wait([leaving, hurried], return_when=asyncio.FIRST_COMPLETED)
+            for task in (leaving, hurried):
+                task.cancel()
+            await asyncio.gather(leaving, hurried, return_exceptions=True)
+        finally:
+            for task in (stopped, *tasks):
+                task.cancel()
+            await asyncio.gather(stopped, *tasks, return_exceptions=True)
+            if self._session is not None:
+                with contextlib.suppress(AddressError, SessionError, OSError):
+                    await self._session.stop()
+            await self._engines.stop_all(0)
+            with contextlib.suppress(AddressError):
+                await own.keep_only(())
+            (self._directory / "order.json").unlink(missing_ok=True)
+
+    @staticmethod
+    def _make(directory: Path) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+        except OSError as err:
+            raise EngineError(
+                f"run directory {directory} can't be used: {err.strerror}."
+                " Make it writable or choose another with --state."
+            ) from err
+
+    def _set_sysctls(self) -> None:
+        for name, value in _SYSCTLS.items():
+            path = Path("/proc/sys") / name
+            try:
+                if path.read_text().strip() != value:
+                    path.write_text(value)
+            except OSError as err:
+                # Only a router on the same segment could be misled, and only by ARP.
+                log.warning("event=sysctl_not_set name=%s why=%r", name, err.strerror)
+
+    async def _leave(self) -> None:
+        """Announced as about to go; withdrawn; gone when the last connection is over."""
+        me = self.settings
+        self.leaving = True
+        log.info("event=leaving se=%s", me.name)
+        self._changed()
+        if self._session is not None and self._session.config is not None:
+            await asyncio.sleep(me.drained_s)
+            self._withdrawn = True
+            self._changed()
+            await asyncio.sleep(min(me.drained_s, 1.0))  # routers take it in
+        await self._engines.stop([me.name], me.flows_s)
+
+    # ── what it is told ─────────────────────────────────────────────────────────────────────
+
+    def _take(self, raw: bytes) -> None:
+        try:
+            order = decode_order(raw)
+        except msgspec.MsgspecError as err:
+            # It may hold a password: only where the fault is may be said.
+            self.problems["order"] = f"an order of the controller can't be read: {err}"
+            self._changed()
+            return
+        self.problems.pop("order", None)
+        self.order = order
+        part = self._directory / "order.part"
+        try:
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(raw)
+            part.replace(self._directory / "order.json")
+        except OSError as err:
+            log.warning("event=order_not_kept why=%r", err.strerror)
+        self._changed()
+
+    def _remember_order(self) -> None:
+        """What an earlier life of ours was told, if its Envoy is there still."""
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            order = decode_order((self._directory / "order.json").read_bytes())
+            if order.life == self.life:
+                self.order = order
+
+    def _changed(self) -> None:
+        self._due.set()
+        self._hurry_until = time.monotonic() + _HURRY_FOR_S
+        self._looked.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        self.link.tell()
+        self._on_change(self.report())
+
+    def _link_changed(self) -> None:
+        if self.link.why:
+            self.problems["controller"] = f"no controller: {self.link.why}"
+        else:
+            self.problems.pop("controller", None)
+        self._tell()
+
+    # ── what it does ────────────────────────────────────────────────────────────────────────
+
+    def wanted(self) -> RouterConfig | None:
+        """What the router must do now; None: nobody has said yet."""
+        if (order := self.order) is None:
+            return None
+        router = order.router
+        serves = self.alive and order.life == self.life and not self._withdrawn
+        life, listening = self._listening
+        vips = tuple(
+            v
+            if serves and life == self.life and v.address in listening
+            else msgspec.structs.replace(v, state=VipState.HELD)
+            for v in router.vips
+        )
+        router = msgspec.structs.replace(router, vips=vips)
+        if self.leaving:
+            router = msgspec.structs.replace(router, graceful_shutdown=True)
+        return router
+
+    async def _route(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            session = self._session
+            await self._listen()
+            wanted = self.wanted()
+            if session is None or wanted is None or wanted == session.config:
+                continue
+            try:
+                if session.router.daemons:
+                    await session.apply(wanted)
+                else:
+                    await session.start(wanted)
+            except (AddressError, FrrError, SessionError, ValueError) as err:
+                if self.problems.get("router") != str(err):
+                    log.warning("event=router_not_told why=%r", str(err))
+                self.problems["router"] = str(err)
+                self._tell()
+                await asyncio.sleep(_AGAIN_S)
+                self._due.set()
+                continue
+            self.problems.pop("router", None)
+            self._hurry_until = time.monotonic() + _HURRY_FOR_S
+            self._looked.set()
+            self._tell()
+
+    async def _listen(self) -> None:
+        """Ask Envoy where it listens, when an address is to be announced that it lacked."""
+        life, order = self.life, self.order
+        if self._listening[0] != life:
+            self._listening = (life, frozenset())
+        if order is None or order.life != life or not self.alive:
+            return
+        wanted = {v.address for v in order.router.vips if v.state is not VipState.HELD}
+        if wanted <= self._listening[1]:
+            return
+        with contextlib.suppress(EngineError):
+            admin = self._engines.admin(self.settings.name, timeout_s=1.0)
+            found = frozenset(address for address, _ in (await admin.listeners()).values())
+            if life == self.life:
+                self._listening = (life, found)
+        if not wanted <= self._listening[1]:
+            asyncio.get_running_loop().call_later(_HURRIED_S, self._due.set)
+
+    async def _look(self) -> None:
+        """What the router does, and how busy Envoy is: at once after a change."""
+        last = 0.0
+        while True:
+            pause = _HURRIED_S if self._unsettled() else _LOOK_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._looked.wait()
+            if self._looked.is_set():
+                self._looked.clear()
+                await asyncio.sleep(_HURRIED_S)
+            before = (self.observed, tuple(self.problems.items()))
+            await self._observe()
+            if time.monotonic() - last >= _LOOK_S:
+                last = time.monotonic()
+                await self._measure()
+            if (_kept(self.observed), tuple(self.problems.items())) != (
+                _kept(before[0]),
+                before[1],
+            ):
+                self._tell()
+
+    def _unsettled(self) -> bool:
+        if time.monotonic() > self._hurry_until or self._session is None:
+            return False
+        config = self._session.config
+        if config is None or self.observed is None:
+            return config is not None
+        wanted = {peer.address: set(config.told(peer)) for peer in config.peers}
+        return any(
+            set(self.observed.advertised.get(peer, ())) != told for peer, told in wanted.items()
+        )
+
+    async def _observe(self) -> None:
+        session = self._session
+        if session is None or session.config is None:
+            return
+        down = [
+            f"{daemon} doesn't run: {record.last_exit or 'it is starting'}"
+            for daemon, record in session.router.daemons.items()
+            if record.pid is None
+        ]
+        try:
+            self.observed = await session.observe()
+        except (AddressError, SessionError) as err:
+            self.observed = None
+            down = down or [str(err)]
+        if down:
+            self.problems["daemons"] = "; ".join(down)
+        else:
+            self.problems.pop("daemons", None)
+
+    async def _measure(self) -> None:
+        process = self.process
+        if process is None or process.pid is None:
+            self._load = (0, {}, 0.0)
+            return
+        admin = self._engines.admin(self.settings.name, timeout_s=1.0)
+        with contextlib.suppress(EngineError):
+            connections = await admin.open_connections()
+            requests = await admin.requests_by_virtual_service()
+            self._load = (connections, requests, self._cpu(process.pid))
+
+    def _cpu(self, pid: int) -> float:
+        """Of one processor, since it was asked last."""
+        life, now = self.life, time.monotonic()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return 0.0
+        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        before, self._cpu_at = self._cpu_at, (life, now, used)
+        if before[0] != life or now <= before[1]:
+            return 0.0
+        return round((used - before[2]) / (now - before[1]), 3)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            self._tell()
+
+
+def _announced(config: RouterConfig) -> tuple[str, ...]:
+    return tuple(v.address for v in config.vips if v.state is not VipState.HELD)
+
+
+def _kept(observed: Observed | None) -> object:
+    """What of an observation is news when it changes: no ages, no counts."""
+    if observed is None:
+        return None
+    return (
+        [(s.peer, s.state, s.why) for s in observed.bgp],
+        [(s.peer, s.state) for s in observed.bfd],
+        observed.advertised,
+        observed.addresses,
+    )

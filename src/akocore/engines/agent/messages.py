@@ -1,0 +1,72 @@
+"""What an agent and a controller say to each other: JSON on one stream of gRPC.
+
+The agent says how things are, whenever they change and every few seconds; the controller says
+what the router is to do.  What is said last is what counts: nothing depends on all that was said
+before.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from akocore.engines.frr.config import RouterConfig
+from akocore.engines.frr.observe import Observed
+
+__all__ = ["METHOD", "SERVICE", "Order", "Report", "decode_order", "decode_report", "encode"]
+
+SERVICE, METHOD = "akocore.v1alpha1.Routers", "Follow"
+
+
+class _Message(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    pass
+
+
+class Report(_Message, frozen=True):
+    """A Service Engine as it is.
+
+    ``life``: a number of its Envoy's process, another one after each start; 0: it doesn't run.
+    ``announced``: the addresses that its router is told to announce.  ``problems``: what keeps it
+    from doing what it should, in words.
+    """
+
+    name: str
+    group: str
+    address: str  # where it speaks BGP from
+    router_id: str
+    snat: str = ""  # its own address, that it asks backends from
+    life: int = 0
+    alive: bool = False  # its Envoy answers
+    restarts: int = 0
+    last_exit: str = ""
+    order: int = 0  # the number of the order that is in force
+    announced: tuple[str, ...] = ()
+    observed: Observed | None = None
+    problems: tuple[str, ...] = ()
+    leaving: bool = False
+    connections: int = 0  # of clients
+    requests: dict[str, int] = {}  # since its Envoy started, by virtual service
+    cpu: float = 0.0  # of one processor, by its Envoy
+    version: str = ""
+
+
+class Order(_Message, frozen=True):
+    """What a router is to do while its Envoy is in ``life``; in another, it announces nothing."""
+
+    number: int
+    life: int
+    router: RouterConfig
+
+
+_orders, _reports = msgspec.json.Decoder(Order), msgspec.json.Decoder(Report)
+encode = msgspec.json.encode
+
+
+def decode_order(raw: bytes) -> Order:
+    """Raises `msgspec.MsgspecError`."""
+    return _orders.decode(raw)
+
+
+def decode_report(raw: bytes) -> Report:
+    """Raises `msgspec.MsgspecError`."""
+    return _reports.decode(raw)

@@ -1,0 +1,336 @@
+"""Service Engines as pods: a StatefulSet for each ServiceEngineGroup that has something to serve.
+
+The leader keeps them, by server-side apply under its own field manager: as many pods as placement
+wants, with a disruption budget and a Secret that has each pod's certificate.  A pod is its engine:
+both have one name.  A group that nobody needs any more loses its pods after a while; Kubernetes
+tells a pod that goes, and its agent drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import Struct
+
+from akocore.kube.api import ApiError, ApiServer
+from akocore.kube.authority import Authority, Pair, is_due
+from akocore.kube.mirrors import object_name
+from akocore.kube.objects import ServiceEngineGroupSpec
+
+__all__ = ["GROUP_LABEL", "LABELS", "Image", "Workloads", "disruption_budget", "stateful_set"]
+
+log = logging.getLogger(__name__)
+
+LABELS = {
+    "app.kubernetes.io/name": "akocore",
+    "app.kubernetes.io/component": "service-engine",
+    "app.kubernetes.io/managed-by": "akocore",
+}
+GROUP_LABEL = "akocore.io/service-engine-group"
+_FIELD_MANAGER = "akocore"
+_RETRY_S, _UPKEEP_S = 1.0, 30.0
+_UNWANTED_S = 60.0  # a group that nobody needs keeps its pods for so long
+_GRACE_S = 15  # beyond the drain: withdrawn, routers told, processes ended
+_HEALTH_PORT = 9811
+
+Say = Callable[[str, str, str, str], None]
+"""`Events.say`."""
+
+
+class Image(Struct, frozen=True):
+    """What a pod runs.  ``controllers``: HOST:PORT, as its agent asks for them."""
+
+    name: str
+    pull_policy: str
+    controllers: str
+
+
+def _name(group: str) -> str:
+    return f"{object_name(group)[:40].rstrip('-.')}-se"
+
+
+def members(group: str, count: int) -> list[str]:
+    """The engines of a group: its pods."""
+    return [f"{_name(group)}-{i}" for i in range(count)]
+
+
+def _labels(group: str) -> dict[str, str]:
+    return LABELS | {GROUP_LABEL: object_name(group)[:63].rstrip("-.")}
+
+
+def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, Any]:
+    pods = spec.pods
+    others = {"labelSelector": {"matchLabels": LABELS}, "topologyKey": "kubernetes.io/hostname"}
+    # Two on one network would be one to its routers.
+    apart: dict[str, Any] = (
+        {"requiredDuringSchedulingIgnoredDuringExecution": [others]}
+        if pods.host_network
+        else {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {"weight": 100, "podAffinityTerm": others}
+            ]
+        }
+    )
+    field = {"fieldRef": {"fieldPath": "metadata.name"}}
+    address = {"fieldRef": {"fieldPath": "status.podIP"}}
+    certificates = "/etc/akocore/xds"
+    container = {
+        "name": "service-engine",
+        "image": image.name,
+        "imagePullPolicy": image.pull_policy,
+        "args": [
+            *("se", "run", "--name=$(POD_NAME)", f"--group={group}", "--address=$(POD_IP)"),
+            f"--controller={image.controllers}",
+            *(f"--cert={certificates}/$(POD_NAME).crt", f"--key={certificates}/$(POD_NAME).key"),
+            *(f"--ca={certificates}/ca.crt", "--state=/run/akocore"),
+            *(f"--metrics-listen=:{_HEALTH_PORT}", "--log-format=json"),
+            f"--flows={pods.drain_seconds}",
+        ],
+        "env": [{"name": "POD_NAME", "valueFrom": field}, {"name": "POD_IP", "valueFrom": address}],
+        "ports": [{"name": "health", "containerPort": _HEALTH_PORT}],
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": _HEALTH_PORT},
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/healthz", "port": _HEALTH_PORT},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "initialDelaySeconds": 10,
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"]},
+        },
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "128Mi", **pods.requests},
+            **({"limits": pods.limits} if pods.limits else {}),
+        },
+        "volumeMounts": [
+            {"name": "xds", "mountPath": certificates, "readOnly": True},
+            {"name": "run", "mountPath": "/run/akocore"},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    out: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "hostNetwork": pods.host_network,
+        "dnsPolicy": "ClusterFirstWithHostNet" if pods.host_network else "ClusterFirst",
+        "terminationGracePeriodSeconds": pods.drain_seconds + _GRACE_S,
+        "affinity": {"podAntiAffinity": apart},
+        "containers": [container],
+        "volumes": [
+            {"name": "xds", "secret": {"secretName": f"{_name(group)}-xds"}},
+            {"name": "run", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    if pods.node_selector:
+        out["nodeSelector"] = pods.node_selector
+    if pods.tolerations:
+        out["tolerations"] = [
+            {k: v for k, v in msgspec.to_builtins(one).items() if v} for one in pods.tolerations
+        ]
+    if pods.priority_class_name:
+        out["priorityClassName"] = pods.priority_class_name
+    return out
+
+
+def stateful_set(
+    group: str, spec: ServiceEngineGroupSpec, count: int, image: Image
+) -> dict[str, Any]:
+    """``count`` pods of a group.  They come at once, and are replaced one after another."""
+    labels = _labels(group)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {"name": _name(group), "labels": labels},
+        "spec": {
+            "replicas": count,
+            "serviceName": _name(group),
+            "podManagementPolicy": "Parallel",
+            "minReadySeconds": 5,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": _pod(group, spec, image)},
+        },
+    }
+
+
+def disruption_budget(group: str) -> dict[str, Any]:
+    """One pod of a group at a time may be taken away on purpose."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": _name(group), "labels": _labels(group)},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _labels(group)}},
+    }
+
+
+class Workloads:
+    """``leads()``: whether this replica decides; ``groups()`` and ``wanted()``: what it decides
+    on, the latter as `Reconciler.wanted_engines`.  ``renew()`` is called now and then: our own
+    certificate may be due.
+    """
+
+    def __init__(
+        self,
+        api: ApiServer,
+        namespace: str,
+        authority: Authority,
+        image: Image,
+        *,
+        leads: Callable[[], bool],
+        groups: Callable[[], Mapping[str, ServiceEngineGroupSpec]],
+        wanted: Callable[[], dict[str, int]],
+        renew: Callable[[], None],
+        now: Callable[[], datetime],
+        say: Say,
+    ) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._authority = authority
+        self._image = image
+        self._leads = leads
+        self._groups = groups
+        self._wanted = wanted
+        self._renew = renew
+        self._now = now
+        self._say = say
+        self._due = asyncio.Event()
+        self._applied: dict[str, bytes] = {}  # path → what we last said
+        self._kept: object = None  # what was asked for when all was made so
+        self._found: set[str] | None = None  # names of StatefulSets; None: ask, as a new leader
+        self._unwanted: dict[str, float] = {}  # name → since when
+
+    def due(self) -> None:
+        """Placement may want other engines now."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Keep them, until cancelled."""
+        looked = time.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_S if self._unwanted else _UPKEEP_S):
+                    await self._due.wait()
+            self._due.clear()
+            if time.monotonic() - looked >= _UPKEEP_S:
+                looked = time.monotonic()
+                self._kept, self._applied = None, {}  # somebody may have changed them
+                self._renew()
+            if not self._leads():
+                self._found = self._kept = None
+                continue
+            try:
+                await self._keep()
+            except (ApiError, TimeoutError) as err:
+                why = str(err) or "the API server doesn't answer"
+                log.warning("event=workloads_not_kept why=%r", why)
+                if isinstance(err, ApiError) and err.code in (403, 422):
+                    self._say("Config", "Warning", "ServiceEnginesNotMade", why)
+                await asyncio.sleep(_RETRY_S)
+                self._due.set()
+
+    async def _keep(self) -> None:
+        if self._found is None:
+            self._found, self._applied = set(await self._list()), {}
+        groups, wanted = self._groups(), {g: n for g, n in self._wanted().items() if n}
+        asked = {
+            group: (spec, min(count, spec.max_se))
+            for group, count in sorted(wanted.items())
+            for spec in (groups.get(group, ServiceEngineGroupSpec()),)
+        }
+        if asked != self._kept:
+            for group, (spec, count) in asked.items():
+                await self._certify(group, members(group, count))
+                pods = stateful_set(group, spec, count, self._image)
+                await self._apply("apps/v1", "statefulsets", pods)
+                budget = disruption_budget(group)
+                await self._apply("policy/v1", "poddisruptionbudgets", budget)
+                self._found.add(_name(group))
+            self._kept = asked
+        await self._drop(self._found - set(map(_name, asked)))
+
+    async def _drop(self, names: Iterable[str]) -> None:
+        """Whoever is unwanted for long goes."""
+        now = time.monotonic()
+        self._unwanted = {name: self._unwanted.get(name, now) for name in names}
+        for name, since in list(self._unwanted.items()):
+            if now - since < _UNWANTED_S:
+                continue
+            for version, plural, one in (
+                ("apps/v1", "statefulsets", name),
+                ("policy/v1", "poddisruptionbudgets", name),
+                ("v1", "secrets", f"{name}-xds"),
+            ):
+                path = self._path(version, plural, one)
+                with contextlib.suppress(KeyError):
+                    del self._applied[path]
+                try:
+                    await self._api.request("DELETE", path)
+                except ApiError as err:
+                    if err.code != 404:
+                        raise
+            log.info("event=engines_dropped workload=%s", name)
+            assert self._found is not None
+            self._found.discard(name)
+            del self._unwanted[name]
+
+    def _path(self, version: str, plural: str, name: str = "") -> str:
+        where = f"/{'apis' if '/' in version else 'api'}/{version}/namespaces/{self._namespace}"
+        return f"{where}/{plural}{f'/{name}' if name else ''}"
+
+    async def _list(self) -> list[str]:
+        query = {"labelSelector": ",".join(f"{k}={v}" for k, v in LABELS.items())}
+        raw = await self._api.request("GET", self._path("apps/v1", "statefulsets"), query)
+        return [one["metadata"]["name"] for one in orjson.loads(raw)["items"]]
+
+    async def _apply(self, version: str, plural: str, wanted: dict[str, Any]) -> None:
+        path = self._path(version, plural, wanted["metadata"]["name"])
+        said = orjson.dumps(wanted)
+        if self._applied.get(path) != said:
+            await self._api.apply(path, wanted, _FIELD_MANAGER)
+            self._applied[path] = said
+            log.info("event=workload_applied path=%s", path)
+
+    async def _certify(self, group: str, names: list[str]) -> None:
+        """Each engine of a group has a certificate, bound to the group, that is good for long."""
+        name = f"{_name(group)}-xds"
+        try:
+            raw = await self._api.request("GET", self._path("v1", "secrets", name))
+            data = {k: base64.b64decode(v) for k, v in (orjson.loads(raw)["data"] or {}).items()}
+        except ApiError as err:
+            if err.code != 404:
+                raise
+            data = {}
+        new = {"ca.crt": self._authority.ca}
+        for one in names:
+            old = Pair(data.get(f"{one}.crt", b""), data.get(f"{one}.key", b""))
+            pair = old
+            if not old.key or is_due(old.certificate, self._authority.ca, self._now()):
+                uri = f"spiffe://akocore/se/{group}/{one}"
+                pair = await asyncio.to_thread(self._authority.issue, one, (), (uri,))
+            new |= {f"{one}.crt": pair.certificate, f"{one}.key": pair.key}
+        if any(data.get(key) != text for key, text in new.items()):
+            # The pairs of engines that are leaving stay: they may ask once more.
+            texts = {k: base64.b64encode(v).decode() for k, v in (data | new).items()}
+            body = {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name, "labels": _labels(group)},
+                "data": texts,
+            }
+            await self._api.apply(self._path("v1", "secrets", name), body, _FIELD_MANAGER)
+            log.info("event=engines_certified group=%s count=%d", group, len(names))

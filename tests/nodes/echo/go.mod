@@ -1,0 +1,3 @@
+module akocore.test/echo
+
+go 1.25

@@ -1,0 +1,3 @@
+module akocore.test/pause
+
+go 1.25

@@ -1,0 +1,157 @@
+"""A cluster with akocore by its Helm chart, and what the tests look at of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nodes.cluster import Nodes
+from nodes.outside import CLIENT, PEER, Load, Outside, until
+from nodes.workloads import backend, ingress
+
+CHART = Path(__file__).parents[2] / "deploy" / "chart"
+HOME = "akocore-system"
+_VALUES = {
+    "NetworkSettings": {"vipNetworkList": [{"networkName": "vips"}], "enableRHI": True},
+    "networks": {
+        "vips": {
+            "subnet": "10.10.16.0/24",
+            "vipRanges": [{"begin": "10.10.16.224", "end": "10.10.16.250"}],
+            "bgp": {
+                "localAs": 5000,
+                "peers": [
+                    {
+                        "address": PEER,
+                        "remoteAs": 6000,
+                        "bfd": True,
+                        "connectTimer": 1,
+                        "keepaliveTimer": 3,
+                        "holdTimer": 9,
+                    }
+                ],
+            },
+        }
+    },
+    "controller": {"leaseSeconds": 4, "moveGraceSeconds": 2},
+}
+GATEWAY = """
+apiVersion: networking.x-k8s.io/v1alpha1
+kind: GatewayClass
+metadata: {name: critical-gwc}
+spec: {controller: ako.vmware.com/avi-lb}
+---
+apiVersion: networking.x-k8s.io/v1alpha1
+kind: Gateway
+metadata: {name: avi-alb-gw, namespace: default}
+spec:
+  gatewayClassName: critical-gwc
+  listeners:
+  - protocol: TCP
+    port: 80
+    routes:
+      selector:
+        matchLabels:
+          ako.vmware.com/gateway-namespace: default
+          ako.vmware.com/gateway-name: avi-alb-gw
+      group: v1
+      kind: Service
+"""
+_CHOSEN = {
+    "ako.vmware.com/gateway-namespace": "default",
+    "ako.vmware.com/gateway-name": "avi-alb-gw",
+}
+
+
+class Site:
+    """``hosts``: who is served where, L7 and L4."""
+
+    def __init__(self, nodes: Nodes, outside: Outside) -> None:
+        self.nodes = nodes
+        self.outside = outside
+        self.hosts: dict[str, str] = {}
+
+    def install(self, chart: Path, **more: Any) -> None:
+        """Install the chart, or upgrade to it; until its controllers are ready."""
+        values = self.outside.home / "values.json"
+        values.write_bytes(orjson.dumps(_VALUES | more))
+        self.nodes.helm(
+            *("upgrade", "--install", "akocore", str(chart), "--namespace", HOME),
+            *("--create-namespace", "--values", str(values), "--wait", "--timeout", "120s"),
+        )
+
+    def serve(self) -> None:
+        """The walkthrough's application, by an Ingress and by a Gateway."""
+        host = "hello.avi.iberia.local"
+        self.nodes.apply(*backend("hello", 3), ingress("hello", host))
+        service = backend("hello-l4", 3)
+        service[1]["metadata"]["labels"] = _CHOSEN
+        service[1]["spec"]["type"] = "LoadBalancer"
+        self.nodes.apply(GATEWAY, *service)
+        self.hosts = {
+            host: until(lambda: self.address("ingress/hello"), why=self.why),
+            "l4": until(lambda: self.address("service/hello-l4"), why=self.why),
+        }
+        for address in self.hosts.values():
+            until(lambda a=address: len(self.outside.next_hops(a)) == 2, why=self.why)  # type: ignore[misc]
+        for name, address in self.hosts.items():
+            until(lambda n=name, a=address: self.answers(n, a), why=self.why)  # type: ignore[misc]
+
+    def answers(self, host: str, address: str) -> bool:
+        """Whether the client gets an answer of a pod."""
+        try:
+            return '"pod"' in self.nodes.ask(address, host, CLIENT)
+        except RuntimeError:
+            return False
+
+    def address(self, what: str) -> str:
+        points = self.nodes.get(what)["status"].get("loadBalancer", {}).get("ingress", [])
+        return str(points[0]["ip"]) if points else ""
+
+    def load(self) -> Load:
+        return Load(self.hosts)
+
+    def engines(self) -> dict[str, str]:
+        """Each ready pod of a Service Engine, and its address."""
+        pods = self.pods("service-engine")
+        return {p["metadata"]["name"]: p["status"]["podIP"] for p in pods if _is_ready(p)}
+
+    def pods(self, component: str) -> list[dict[str, Any]]:
+        label = f"app.kubernetes.io/component={component}"
+        found: list[dict[str, Any]] = self.nodes.get("pods", "-n", HOME, "-l", label)["items"]
+        return found
+
+    def leader(self) -> str:
+        """The pod that leads."""
+        for one in self.nodes.get("replicas.akocore.io")["items"]:
+            if one["status"].get("leads"):
+                return str(one["status"]["identity"].rpartition("_")[0])
+        return ""
+
+    def settled(self, engines: int) -> bool:
+        """Whether so many engines are ready, and the router has just these for every VIP."""
+        there = self.engines()
+        hops = [self.outside.next_hops(address) for address in self.hosts.values()]
+        return len(there) == engines and all(hop == set(there.values()) for hop in hops)
+
+    def rollout(self, workload: str) -> None:
+        self.nodes.kubectl("rollout", "status", workload, "-n", HOME, "--timeout=240s")
+
+    def why(self) -> str:
+        """What there is, for a test that fails."""
+        parts = [
+            self.nodes.kubectl("get", "pods", "-A", "-o", "wide"),
+            self.nodes.kubectl("get", "ingress,services,vs,se", "-o", "wide"),
+        ]
+        for pod in (*self.pods("controller"), *self.pods("service-engine")):
+            name = pod["metadata"]["name"]
+            parts.append(self.nodes.kubectl("logs", "-n", HOME, name, "--tail=15"))
+        return "\n".join(parts)
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    if "deletionTimestamp" in pod["metadata"]:
+        return False
+    conditions = pod["status"].get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

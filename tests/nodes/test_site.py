@@ -1,0 +1,156 @@
+"""What a user sees of akocore on a true cluster: installed, upgraded, hurt, uninstalled.
+
+In the order of this file; each test leaves the site as it found it, but for the last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from nodes.outside import Load, until
+from nodes.site import CHART, HOME, Site
+
+pytestmark = [pytest.mark.slow, pytest.mark.real]
+
+
+def served_all_the_while(load: Load) -> None:
+    print(json.dumps(load.answers))
+    assert load.answers.get("200"), "nothing was asked"
+    assert not load.failures
+
+
+def vs_names(site: Site) -> list[str]:
+    return [one["status"]["name"] for one in site.nodes.get("virtualservices.akocore.io")["items"]]
+
+
+def scale(site: Site, number: int) -> None:
+    for name in vs_names(site):
+        command = ("akocore", "scale", f"vs/{name}", "--to", str(number))
+        site.nodes.kubectl("exec", "-n", HOME, site.leader(), "--", *command)
+
+
+def test_ingress_and_gateway_are_served_by_pods_that_came_with_them(site: Site) -> None:
+    assert site.settled(2), site.why()
+    assert all(site.answers(*one) for one in site.hosts.items())
+    assert len(set(site.hosts.values())) == 2
+    (status,) = {one["status"]["state"] for one in site.nodes.get("vs")["items"]}
+    assert status == "up"
+    assert {e["status"]["bgpUp"] for e in site.nodes.get("se")["items"]} == {"1/1"}
+
+
+def test_pods_have_no_more_rights_than_they_need(site: Site) -> None:
+    for pod in site.pods("controller"):
+        (container,) = pod["spec"]["containers"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert pod["spec"]["securityContext"]["runAsUser"] == 65532
+    for pod in site.pods("service-engine"):
+        (container,) = pod["spec"]["containers"]
+        added = container["securityContext"]["capabilities"]["add"]
+        assert sorted(added) == ["NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"]
+        assert pod["spec"]["automountServiceAccountToken"] is False
+    account = f"--as=system:serviceaccount:{HOME}:akocore"
+    for verb, may in (("list", "no"), ("get", "yes")):
+        answer = site.nodes.kubectl("auth", "can-i", verb, "secrets", account, allow=(0, 1))
+        assert answer.strip() == may
+
+
+def test_helm_upgrade_costs_no_request(site: Site) -> None:
+    before = dict(site.hosts)
+    with site.load() as load:
+        site.install(CHART, AKOSettings={"logLevel": "DEBUG"})
+        site.rollout("deploy/akocore")
+        site.install(CHART)
+        site.rollout("deploy/akocore")
+    served_all_the_while(load)
+    assert {n: site.address(w) for n, w in _WHERE.items()} == before
+
+
+_WHERE = {"hello.avi.iberia.local": "ingress/hello", "l4": "service/hello-l4"}
+
+
+def test_a_rollout_of_controllers_costs_no_request(site: Site) -> None:
+    with site.load() as load:
+        site.nodes.kubectl("rollout", "restart", "deploy/akocore", "-n", HOME)
+        site.rollout("deploy/akocore")
+    served_all_the_while(load)
+
+
+def test_a_leader_that_is_killed_costs_no_request(site: Site) -> None:
+    leader = until(site.leader, why=site.why)
+    with site.load() as load:
+        site.nodes.kubectl(*("delete", "pod", leader, "-n", HOME, "--force", "--grace-period=0"))
+        until(lambda: site.leader() not in ("", leader), why=site.why)
+        site.rollout("deploy/akocore")
+    served_all_the_while(load)
+
+
+def test_a_rollout_of_service_engines_costs_no_request(site: Site) -> None:
+    with site.load() as load:
+        site.nodes.kubectl("rollout", "restart", "sts/default-group-se", "-n", HOME)
+        site.rollout("sts/default-group-se")
+        until(lambda: site.settled(2), why=site.why)
+    served_all_the_while(load)
+
+
+def test_scaling_out_and_in_costs_no_request(site: Site) -> None:
+    with site.load() as load:
+        for number in (3, 2):
+            scale(site, number)
+            until(lambda n=number: site.settled(n), 90, why=site.why)  # type: ignore[misc]
+    served_all_the_while(load)
+
+
+def test_draining_a_node_costs_no_request(site: Site) -> None:
+    pods = site.pods("service-engine")
+    node = pods[0]["spec"]["nodeName"]
+    try:
+        with site.load() as load:
+            site.nodes.kubectl("drain", node, "--delete-emptydir-data", "--timeout=180s")
+            until(lambda: site.settled(2), 90, why=site.why)
+        served_all_the_while(load)
+    finally:
+        site.nodes.kubectl("uncordon", node)
+
+
+def test_an_api_server_that_is_away_for_two_minutes_costs_no_request(site: Site) -> None:
+    with site.load() as load:
+        site.nodes.stop_api_server()
+        time.sleep(120)
+        site.nodes.start_api_server()
+        until(lambda: site.settled(2), 90, why=site.why)
+    served_all_the_while(load)
+
+
+def test_a_node_whose_power_is_cut_is_left_and_comes_back(site: Site) -> None:
+    pods = {p["spec"]["nodeName"]: p["status"]["podIP"] for p in site.pods("service-engine")}
+    coredns = site.nodes.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
+    taken = {pod["spec"]["nodeName"] for pod in coredns}
+    node = min(pods, key=lambda name: name in taken)
+    with site.load() as load:
+        site.nodes.cut_power(int(node.removeprefix("n")))
+        gone = pods.pop(node)
+        for address in site.hosts.values():
+            until(lambda a=address: gone not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
+    print(json.dumps(load.answers))
+    with site.load() as load:
+        site.nodes.start()
+        until(lambda: site.settled(2), 120, why=site.why)
+    served_all_the_while(load)
+
+
+def test_uninstalling_takes_back_what_was_written_and_made(site: Site) -> None:
+    site.nodes.helm("uninstall", "akocore", "--namespace", HOME, "--wait", "--timeout", "120s")
+    for what in _WHERE.values():
+        assert site.address(what) == ""
+    for kind in ("vs", "se", "vsvips", "replicas"):
+        assert site.nodes.get(kind)["items"] == []
+    until(lambda: not site.pods("service-engine"), 90)
+    for kind in ("secrets", "configmaps", "statefulsets", "poddisruptionbudgets"):
+        left = {one["metadata"]["name"] for one in site.nodes.get(kind, "-n", HOME)["items"]}
+        assert left <= {"kube-root-ca.crt"}
+    for address in site.hosts.values():
+        until(lambda a=address: not site.outside.next_hops(a))  # type: ignore[misc]
