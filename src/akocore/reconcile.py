@@ -45,6 +45,7 @@ from akocore.store import Store
 from akocore.translate.classes import (
     CONTROLLER,
     DEFAULT_ANNOTATION,
+    SCALE_OUT_ANNOTATION,
     SETTING_ANNOTATION,
     Governed,
     Infra,
@@ -111,7 +112,8 @@ class Reconciler:
         self.infrastructure = Infrastructure(
             config, self.store, state, self.placement, speaks_bgp=speaks_bgp
         )
-        self.scale = Scale(state, self.infrastructure)
+        self.scale = Scale(state, self.infrastructure, remembers=shared is None)
+        self.scale.asked = self._asked
         self.realiser = Realiser(
             self.store, self.placement, ads, now, port_offset, freebind=freebind
         )
@@ -182,7 +184,7 @@ class Reconciler:
                 case "IngressClass":
                     classes = True
                     touched.update(self.store.ingresses_of_class(key))
-                case "AviInfraSetting" if _spec(old) != _spec(change.obj):
+                case "AviInfraSetting" if _said(old) != _said(change.obj):
                     infra = True
                     settings.add(key)
                 case "Namespace" if _annotation(old) != _annotation(change.obj):
@@ -625,6 +627,11 @@ class Reconciler:
             for point in ingress.status.load_balancer.ingress
         )
 
+    def _asked(self, vs: str) -> int:
+        """How many Service Engines the setting of a virtual service asks for; 0: it doesn't."""
+        service = self.placement.services.get(vs)
+        return service.infra.scale_out if service is not None else 0
+
     def hosts_of_move(self, move: Move) -> set[str]:
         """The hosts whose address a move changes."""
         hosts = {host for host, _ in move.hosts}
@@ -643,11 +650,16 @@ class Reconciler:
             for home in service.homes:
                 number = self.scale.wanted(service.name, home.group)
                 wanted[home.group] = max(wanted[home.group], number)
-        return wanted
+        return {group: self.scale.with_spares(group, number) for group, number in wanted.items()}
 
 
 def _spec(obj: Object | None) -> AviInfraSettingSpec | NetworkSpec | None:
     return obj.spec if isinstance(obj, AviInfraSetting | Network) else None
+
+
+def _said(obj: Object | None) -> tuple[object, str | None]:
+    """What of a setting counts."""
+    return _spec(obj), obj.metadata.annotation(SCALE_OUT_ANNOTATION) if obj is not None else None
 
 
 def _annotation(obj: Object | None) -> str | None:

@@ -299,9 +299,12 @@ class Serve:
             routers = self.external.routers
             routes = RouteHealth(self.reconciler, routers, self.events)
             routers.opened = self.ads.opened
-            routers.on_hello = routes.adopt
+            routers.on_hello = lambda r: routes.adopt(
+                r.name, r.life, r.announced, r.standby, r.answered
+            )
             routers.on_change = self._agent_changed
             routers.on_report = self._agent_reported
+            routers.on_elsewhere = self._agents_elsewhere
         elif self.engines.speaks_bgp:
             routes = RouteHealth(self.reconciler, cast("RoutedEngines", self.engines), self.events)
         else:
@@ -649,6 +652,16 @@ class Serve:
         self.external.routed()
         if self.sink is not None:
             self.sink.touch("ServiceEngine", name)
+            for service in self.reconciler.placement.services.values():
+                if service.infra.rhi:
+                    self.sink.touch("VirtualService", service.name)
+
+    def _agents_elsewhere(self) -> None:
+        """What other replicas say of their agents has changed."""
+        self._routes_due()
+        if self.sink is not None:
+            for name in self._agents():
+                self.sink.touch("ServiceEngine", name)
             for service in self.reconciler.placement.services.values():
                 if service.infra.rhi:
                     self.sink.touch("VirtualService", service.name)

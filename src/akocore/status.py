@@ -392,6 +392,7 @@ def groups(at: Reconciler) -> list[dict[str, Any]]:
             "metadata": {"name": name},
             "spec": {
                 "haMode": spec.ha_mode,
+                "bufferSe": spec.buffer_se if spec.ha_mode == "NPlusM" else 0,
                 "minSePerVs": spec.min_se_per_vs,
                 "maxSePerVs": spec.max_se_per_vs,
                 "maxSe": spec.max_se,

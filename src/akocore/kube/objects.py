@@ -423,9 +423,14 @@ class ServiceEnginePods(Part, frozen=True):
 
 
 class ServiceEngineGroupSpec(Part, frozen=True):
-    """``minSePerVs``: how many Service Engines serve each virtual service at once."""
+    """``minSePerVs``: how many Service Engines serve each virtual service at once.
+
+    ``haMode``: ActiveActive; NPlusM: ``bufferSe`` Service Engines stay free for those that fail;
+    ActiveStandby: one serves, and a second one stands by.
+    """
 
     ha_mode: str = "ActiveActive"
+    buffer_se: Annotated[int, Meta(ge=0, le=64)] = 1
     min_se_per_vs: Annotated[int, Meta(ge=1, le=64)] = 2
     max_se_per_vs: Annotated[int, Meta(ge=1, le=64)] = 4
     max_se: Annotated[int, Meta(ge=1, le=64)] = 10
@@ -628,13 +633,18 @@ class ReplicaEngine(Part, frozen=True):
 class ReplicaRouter(Part, frozen=True):
     """A Service Engine's router as the replica has it that its agent is connected to.
 
-    ``announced``: addresses that it is told to announce; ``advertised``: prefixes that a peer has.
+    ``usable``: its Envoy serves; ``weight``: how much it is to get, 1 as others; ``announced``:
+    addresses that it is told to announce, ``standby``: those of them that others serve while they
+    can; ``advertised``: prefixes that a peer has.
     """
 
     name: str
     group: str
     address: str = ""
+    usable: bool = False
+    weight: float = 1.0
     announced: tuple[str, ...] = ()
+    standby: tuple[str, ...] = ()
     advertised: tuple[str, ...] = ()
     bgp: tuple[RouterSession, ...] = ()
     bfd: tuple[RouterSession, ...] = ()
