@@ -23,7 +23,7 @@ from akocore.place.ipam import check_network, check_overlaps
 from akocore.place.state import Facts
 from akocore.place.virtual_services import Placement
 from akocore.store import Store
-from akocore.translate.classes import Infra, infra_of
+from akocore.translate.classes import SCALE_OUT_ANNOTATION, Infra, infra_of
 from akocore.translate.rhi import check_bgp, check_bgp_together, check_password, check_passwords
 
 __all__ = ["Infrastructure"]
@@ -159,6 +159,9 @@ class Infrastructure:
     def _setting(self, key: str) -> None:
         setting = self._store.setting(key) if key else None
         spec = setting.spec if setting is not None else None
+        scale_out = (
+            setting.metadata.annotation(SCALE_OUT_ANNOTATION) if setting is not None else None
+        )
 
         def compiled(spec: AviInfraSettingSpec | None) -> tuple[Infra | None, tuple[Refusal, ...]]:
             return infra_of(
@@ -168,11 +171,13 @@ class Infrastructure:
                 self.groups,
                 self.networks,
                 speaks_bgp=self.speaks_bgp,
+                scale_out=scale_out,
             )
 
         infra, refusals = compiled(spec)
         if infra is None and key and (fact := self._facts.room("accepted").get(key)):
             last = msgspec.json.decode(fact, type=AviInfraSettingSpec)
+            scale_out = None  # what is remembered is the rest
             infra, _ = compiled(last)
             if infra is None:  # its Network has no BGP any more: serve on, unannounced
                 infra, _ = compiled(_without_rhi(last))

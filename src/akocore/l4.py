@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from akocore.config import Config
 from akocore.infrastructure import Infrastructure
-from akocore.kube.objects import Change, Gateway, GatewayClass, Object, Service
+from akocore.kube.objects import Change, Gateway, GatewayClass, LabelledMeta, Object, Service
 from akocore.model import L4Listener, Refusal
 from akocore.place.virtual_services import Placement, VirtualService
 from akocore.realise_l4 import At, L4Realiser
@@ -485,9 +485,12 @@ def only_status(old: Object | None, new: Object | None) -> bool:
     if not isinstance(new, Gateway | GatewayClass | Service):
         return False
     a, b = old.metadata, new.metadata
-    return (a.uid, a.labels, a.annotations, a.creation_timestamp) == (
+    labels = [one.labels if isinstance(one, LabelledMeta) else None for one in (a, b)]
+    if labels[0] != labels[1]:
+        return False
+    return (a.uid, a.annotations, a.creation_timestamp, old.spec) == (
         b.uid,
-        b.labels,
         b.annotations,
         b.creation_timestamp,
-    ) and old.spec == new.spec
+        new.spec,
+    )

@@ -136,7 +136,7 @@ def _object(raw: Any, where: _Place, file: str) -> Document | Refusal | None:
             "InvalidName",
             "Give a namespace of lower-case letters, digits and '-' (a DNS-1123 label).",
         )
-    id_ = key_of(known.KIND, f"{namespace}/{name}" if known.NAMESPACED else name)
+    id_ = key_of(known.stored(), f"{namespace}/{name}" if known.NAMESPACED else name)
     if struct is None:
         versions = " or ".join(v for (v, _), t in KINDS.items() if t is known)
         return no(("apiVersion",), "UnsupportedVersion", f"Write it as {versions}.", id_)

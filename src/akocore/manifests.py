@@ -112,8 +112,8 @@ class ManifestDirectory:
         """`load`, in a thread."""
         return await asyncio.to_thread(self.load)
 
-    async def follow_secrets(self, wanted: set[str]) -> Batch | None:
-        """All Secrets of the directory come anyway."""
+    async def follow(self, wanted: set[str]) -> Batch | None:
+        """All Secrets and ConfigMaps of the directory come anyway."""
         return None
 
     async def watch(self, stop: asyncio.Event) -> AsyncIterator[Batch]:

@@ -14,6 +14,9 @@ from msgspec import Struct
 __all__ = [
     "Backend",
     "BackendTls",
+    "Chain",
+    "ChainTls",
+    "ClientCertificates",
     "Cors",
     "ExternalAuth",
     "HeaderEdit",
@@ -93,7 +96,11 @@ class BackendTls(Struct, frozen=True, gc=False):
 
 
 class Backend(Struct, frozen=True, gc=False):
-    """A share of a rule's requests.  ``backend`` None: those are answered with a 500."""
+    """A share of a rule's requests.  ``backend`` None: those are answered with a 500.
+
+    ``only_headers``: requests are sent with no others than these (lower case), but for what HTTP
+    itself needs; (): with all.
+    """
 
     backend: str | None  # "namespace/service/port", as `akocore.model.Pool.backend`
     weight: int = 1
@@ -101,6 +108,7 @@ class Backend(Struct, frozen=True, gc=False):
     tls: BackendTls | None = None
     request: HeaderEdit = HeaderEdit()
     response: HeaderEdit = HeaderEdit()
+    only_headers: tuple[str, ...] = ()
 
 
 class Mirror(Struct, frozen=True, gc=False):
@@ -123,7 +131,12 @@ class Cors(Struct, frozen=True, gc=False):
 
 
 class ExternalAuth(Struct, frozen=True, gc=False):
-    """Who is asked before a request goes on; ``body_bytes`` of it are shown to them."""
+    """Who is asked before a request goes on; ``body_bytes`` of it are shown to them.
+
+    ``request_headers``: what they are shown beside host, method, path, Content-Length and
+    Authorization; over gRPC it is always all.  ``response_headers``: what of their answer the
+    backend gets; (): all of it.
+    """
 
     to: Backend
     grpc: bool
@@ -151,7 +164,8 @@ class HttpRule(Struct, frozen=True, gc=False):
     """One match and what becomes of its requests.
 
     ``redirect`` goes before backends; without either and without ``backends`` it is a 500.
-    ``answer``: a status given at once, whatever else is here.
+    ``answer``: a status given at once, whatever else is here.  ``grpc``: a rule of a GRPCRoute,
+    whose missing backends are UNAVAILABLE.
     """
 
     name: str
@@ -170,6 +184,7 @@ class HttpRule(Struct, frozen=True, gc=False):
     backend_timeout_s: float = 0.0
     retry: Retry | None = None
     session: Session | None = None
+    grpc: bool = False
 
 
 class HttpHost(Struct, frozen=True, gc=False):
@@ -180,3 +195,39 @@ class HttpHost(Struct, frozen=True, gc=False):
 
     host: str
     rules: tuple[HttpRule, ...] = ()
+
+
+# ── ports of a Gateway ──────────────────────────────────────────────────────────────────────
+
+
+class ClientCertificates(Struct, frozen=True, gc=False):
+    """Whose certificates clients show.  ``authorities``: PEM.
+
+    ``required`` False: who shows none, or one of anybody else, is let in as well.
+    """
+
+    authorities: str
+    required: bool = True
+
+
+class ChainTls(Struct, frozen=True, gc=False):
+    """TLS ends here.  ``secrets``: "namespace/name" of certificates, of which SNI chooses one."""
+
+    secrets: tuple[str, ...]
+    clients: ClientCertificates | None = None
+
+
+class Chain(Struct, frozen=True, gc=False):
+    """What connections of one kind meet at a port; of those with TLS, by server name.
+
+    ``name``: unique at the port, without a slash; the hosts of an HTTP chain belong to it.
+    ``server_names``: "a.example.test", "*.example.test" (any number of labels); (): any other.
+    ``tls`` None and ``passthrough``: TLS goes on to the backend; neither: there is no TLS.
+    ``tcp`` None: HTTP.  Shares of ``tcp`` without a backend are refused.
+    """
+
+    name: str
+    server_names: tuple[str, ...] = ()
+    tls: ChainTls | None = None
+    passthrough: bool = False
+    tcp: tuple[Backend, ...] | None = None

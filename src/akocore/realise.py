@@ -6,13 +6,15 @@ it; a certificate goes to the engines that have asked for it.  Every call costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from time import perf_counter
 
 from msgspec import Struct, field
 
 from akocore.engines.envoy.ads import AdsServer
+from akocore.engines.envoy.gateway import gateway_cluster, secret_name
+from akocore.engines.envoy.gateway_cluster import SECRET_PREFIX
 from akocore.engines.envoy.resources import (
     CDS,
     LDS,
@@ -29,7 +31,9 @@ from akocore.engines.envoy.resources import (
     scope,
     secret,
 )
+from akocore.index import Index, Users
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
+from akocore.realise_gateway import GatewayRealiser
 from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
 from akocore.translate.classes import Listener
@@ -75,13 +79,19 @@ class Realiser:
         self.now = now
         self.port_offset = port_offset
         self._up: set[str] = set()  # backends that have a server
-        # Service → backend → group → virtual service → hosts
-        self._backends: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+        self._backends = Index()  # Service → its ports that somebody needs
+        self._groups = Index()  # Service port → groups that have it
+        self._users: Users[tuple[str, str]] = Users()  # (Service port, group) → virtual services
         self._diffs: dict[str, _Diff] = {}
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
         self._placed_l4: list[Published] = []
         self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset, freebind=freebind)
+        self.gateway = GatewayRealiser(
+            self._put, self._drop, self._use, port_offset, freebind=freebind
+        )
+        self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
+        self._placed_gateway: list[Published] = []
 
     def realise(self, host: str, placed: Placed) -> None:
         """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
@@ -106,23 +116,26 @@ class Realiser:
                 places.add((home.group, vs))
                 for one in one_by_port:
                     scopes[home.group, one.name] = one
-        backends = frozenset(
-            (group, vs, route.pool.backend)
-            for group, vs in places
-            for route in model.routes
-            if route.pool.backend is not None
+        backends = tuple(
+            {
+                (group, vs, route.pool.backend): None
+                for group, vs in places
+                for route in model.routes
+                if route.pool.backend is not None
+            }
         )
         self._use(placed.backends, backends)
         placed.backends = backends
         for (group, _), one in scopes.items():
             self._put(group, one)
-        names = frozenset(scopes)
-        for group, name in placed.scopes - names:
-            self._drop(group, SRDS, name)
-        placed.scopes = names
-        if places != placed.sequence.keys():
-            # -1: set by `_publish`; a place that it had before it is served at all the while.
-            placed.sequence = {at: placed.sequence.get(at, -1) for at in places}
+        for group, name in placed.scopes:
+            if (group, name) not in scopes:
+                self._drop(group, SRDS, name)
+        placed.scopes = tuple(scopes)
+        if places != {(group, vs) for group, vs, _ in placed.places}:
+            # -1: set by `publish`; a place that it had before it is served at all the while.
+            before = {(group, vs): number for group, vs, number in placed.places}
+            placed.places = tuple((*at, before.get(at, -1)) for at in sorted(places))
             self._unsettled.append(placed)
         self.realised += 1
         self.encode_s += perf_counter() - began
@@ -131,46 +144,38 @@ class Realiser:
         """Publish a host nowhere any more."""
         for group, name in placed.scopes:
             self._drop(group, SRDS, name)
-        self._use(placed.backends, frozenset())
+        self._use(placed.backends, ())
         if placed.model.certificate:
             self.push_secret(host)
 
     def _use(
-        self, before: frozenset[tuple[str, str, str]], after: frozenset[tuple[str, str, str]]
+        self, before: Collection[tuple[str, str, str]], after: Collection[tuple[str, str, str]]
     ) -> None:
         """Count who needs which cluster and pool; a cluster is there while somebody needs it."""
-        for group, vs, backend in after - before:
-            key = _service_of(backend)[0]
-            groups = self._backends.setdefault(key, {}).setdefault(backend, {})
-            if group not in groups:
+        had, have = frozenset(before), frozenset(after)
+        for group, vs, backend in have - had:
+            if self._users.add((backend, group), vs):
+                self._groups.add(backend, group)
+                self._backends.add(_service_of(backend)[0], backend)
                 members = self.members(backend)
                 if members:
                     self._up.add(backend)
                 self._put(group, self._cluster(backend, members))
-            users = groups.setdefault(group, {})
-            users[vs] = users.get(vs, 0) + 1
             self._count_pool(vs, backend, 1)
-        for group, vs, backend in before - after:
-            key = _service_of(backend)[0]
-            groups = self._backends[key][backend]
-            users = groups[group]
+        for group, vs, backend in had - have:
             self._count_pool(vs, backend, -1)
-            users[vs] -= 1
-            if users[vs]:
-                continue
-            del users[vs]
-            if not users:
-                del groups[group]
+            if self._users.discard((backend, group), vs):
+                self._groups.discard(backend, group)
                 self._drop(group, CDS, cluster_name(backend))
-            if not groups:
-                self._up.discard(backend)
-                del self._backends[key][backend]
-                if not self._backends[key]:
-                    del self._backends[key]
+                if not self._groups.get(backend):
+                    self._up.discard(backend)
+                    self._backends.discard(_service_of(backend)[0], backend)
 
     def _cluster(self, backend: str, members: list[tuple[str, int]]) -> Encoded:
         service = self.store.service(_service_of(backend)[0])
         sticky = service is not None and service.spec.session_affinity == "ClientIP"
+        if (variant := self.gateway.variants.get(backend)) is not None:
+            return gateway_cluster(variant, members, sticky=sticky)
         return cluster(backend, members, sticky=sticky)
 
     def _count_pool(self, vs: str, backend: str, by: int) -> None:
@@ -230,25 +235,27 @@ class Realiser:
     def endpoints(self, services: Iterable[str]) -> None:
         began = perf_counter()
         for service in services:
-            for backend, groups in self._backends.get(service, {}).items():
+            for backend in self._backends.get(service):
                 members = self.members(backend)
                 if bool(members) != (backend in self._up):
-                    self._turn(backend, groups)
+                    self._turn(backend)
                 one = self._cluster(backend, members)
-                for group in groups:
+                for group in self._groups.get(backend):
                     self._put(group, one)
         self.encode_s += perf_counter() - began
 
-    def _turn(self, backend: str, groups: Mapping[str, Mapping[str, int]]) -> None:
+    def _turn(self, backend: str) -> None:
         """A Service port got its first server, or lost its last.  Cost: who uses it."""
         up = backend not in self._up
         (self._up.add if up else self._up.discard)(backend)
-        for vs in {vs for users in groups.values() for vs in users}:
+        for vs in {vs for at in self._groups.get(backend) for vs in self._users.get((backend, at))}:
             if (service := self.placement.services.get(vs)) is not None:
                 service.pools_up += 1 if up else -1
                 self.vs_touched.add(vs)
 
     def put_listeners(self, service: VirtualService, home: Home) -> None:
+        if service.gateway is not None:
+            self.gateway.put_home(service, home)
         if service.listeners is not None:
             self.l4.put_home(service, home)
             return
@@ -266,6 +273,8 @@ class Realiser:
             self._put(home.group, floor_scope(service.name, port.port))
 
     def drop_listeners(self, service: VirtualService, home: Home) -> None:
+        if service.gateway is not None:
+            self.gateway.drop_home(service, home)
         if service.listeners is not None:
             self.l4.drop_home(service, home)
             return
@@ -279,6 +288,8 @@ class Realiser:
             self._drop(home.group, LDS, f"{service.name}/{home.address}:{port.port}")
 
     def drop_floors(self, service: VirtualService, home: Home) -> None:
+        if service.gateway is not None:
+            self.gateway.drop_group(service, home.group)
         if service.listeners is not None:
             return
         for port in service.infra.listeners:
@@ -288,19 +299,23 @@ class Realiser:
 
     def take_certificate(self, key: str) -> None:
         obj = self.store.secret(key)
-        if obj is None or not any(True for _ in self.store.referrers("Secret", key)):
+        used = any(True for _ in self.store.referrers("Secret", key)) or self.uses_secret(key)
+        if obj is None or not used:
             self.certificates.pop(key, None)
         else:
             self.certificates[key] = certificate(obj, self.now())
 
     def certificate_of(self, key: str) -> Certificate | CertificateProblem | None:
         """The certificate in a Secret; None when there is no such Secret."""
-        if key not in self.certificates and self.store.secret(key) is not None:
-            self.take_certificate(key)
+        if key not in self.certificates and (obj := self.store.secret(key)) is not None:
+            self.certificates[key] = certificate(obj, self.now())
         return self.certificates.get(key)
 
     def secret_for(self, sni: str) -> Encoded | None:
         """What an engine gets when a client asks for ``sni``: exact host, wildcard, any host."""
+        if sni.startswith(SECRET_PREFIX):
+            named = self.certificate_of(sni.removeprefix(SECRET_PREFIX))
+            return secret(sni, named) if isinstance(named, Certificate) else None
         host = self.host_of_sni(sni)
         if host is None:
             return None
@@ -317,6 +332,8 @@ class Realiser:
 
     def push_secrets(self, keys: Iterable[str]) -> None:
         for key in keys:
+            if self.uses_secret(key):
+                self._push_named(key)
             for ingress in self.store.referrers("Secret", key):
                 for host in self.store.hosts_of(ingress):
                     placed = self.hosts.get(host)
@@ -350,6 +367,17 @@ class Realiser:
                     if one is None:
                         self._drop(group, SDS, name)
                     else:
+                        self._put(group, one)
+
+    def _push_named(self, key: str) -> None:
+        """Send a Secret again to the engines whose listeners or clusters name it."""
+        name = secret_name(key)
+        for group, catalog in self.ads.catalogs.items():
+            catalog.secret = self.secret_for
+            for engine in self.ads.engines.values():
+                if engine.group == group and name in engine.subscribed.get(SDS, ()):
+                    one = self.secret_for(name)
+                    if one is not None:  # else the last good one serves on in chains that are left
                         self._put(group, one)
 
     def rejected_ingresses(self) -> set[str]:
@@ -394,14 +422,25 @@ class Realiser:
         for group, diff in diffs.items():
             self.ads.catalog(group).secret = self.secret_for
             self.ads.publish(group, diff.puts.values(), diff.drops)
+        known: dict[tuple[str, str, int], tuple[str, str, int]] = {}
         for placed in self._unsettled:
-            for (group, vs), sequence in placed.sequence.items():
-                if sequence < 0:
-                    number = self.ads.catalog(group).sequence
-                    placed.sequence[group, vs] = number
-                    self._placed.append((group, number, placed.model.host))
+            places: list[tuple[str, str, int]] = []
+            for group, vs, number in placed.places:
+                if number < 0:
+                    place = (group, vs, self.ads.catalog(group).sequence)
+                    self._placed.append((group, place[2], placed.model.host))
+                else:
+                    place = (group, vs, number)
+                places.append(known.setdefault(place, place))
+            placed.places = tuple(places)
         self._unsettled.clear()
         self._placed_l4 += self.l4.settle(lambda group: self.ads.catalog(group).sequence)
+        self._placed_gateway += self.gateway.settle(lambda group: self.ads.catalog(group).sequence)
+
+    def take_placed_gateway(self) -> list[Published]:
+        """The places that ports of Gateways were given since the last call."""
+        placed, self._placed_gateway = self._placed_gateway, []
+        return placed
 
     def take_placed_l4(self) -> list[Published]:
         """The places that listeners of L4 were given since the last call."""
@@ -416,5 +455,5 @@ class Realiser:
 
 def _service_of(backend: str) -> tuple[str, int, str]:
     """Service, port and protocol behind a backend."""
-    namespace, name, port, *protocol = backend.split("/")
+    namespace, name, port, *protocol = backend.partition("~")[0].split("/")
     return f"{namespace}/{name}", int(port), protocol[0] if protocol else "TCP"

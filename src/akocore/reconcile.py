@@ -20,6 +20,7 @@ from msgspec import Struct, field
 
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
+from akocore.gateway_api import GatewayApi
 from akocore.infrastructure import Infrastructure
 from akocore.kube.objects import (
     AviInfraSetting,
@@ -44,6 +45,7 @@ from akocore.store import Store
 from akocore.translate.classes import (
     CONTROLLER,
     DEFAULT_ANNOTATION,
+    SCALE_OUT_ANNOTATION,
     SETTING_ANNOTATION,
     Governed,
     Infra,
@@ -110,7 +112,8 @@ class Reconciler:
         self.infrastructure = Infrastructure(
             config, self.store, state, self.placement, speaks_bgp=speaks_bgp
         )
-        self.scale = Scale(state, self.infrastructure)
+        self.scale = Scale(state, self.infrastructure, remembers=shared is None)
+        self.scale.asked = self._asked
         self.realiser = Realiser(
             self.store, self.placement, ads, now, port_offset, freebind=freebind
         )
@@ -118,6 +121,16 @@ class Reconciler:
         self.l4 = L4(
             config, self.store, self.names, self.infrastructure, self.placement, self.realiser.l4
         )
+        self.realiser.gateway.later = self._when_drained
+        self.gateway_api = GatewayApi(
+            self.store,
+            self.names,
+            self.infrastructure,
+            self.placement,
+            self.realiser.gateway,
+            self.realiser.certificate_of,
+        )
+        self.realiser.uses_secret = self.gateway_api.uses_secret
         self.hosts: dict[str, Placed] = self.realiser.hosts
         self.host_refusals: dict[str, dict[str, list[Refusal]]] = {}
         self._on_move = on_move
@@ -149,6 +162,7 @@ class Reconciler:
                 touched.add(key)
                 continue
             old = self.store.apply(change)
+            self.gateway_api.take(change, old)
             if only_status(old, change.obj):
                 self.l4.touched.add((kind, key))
                 continue
@@ -170,7 +184,7 @@ class Reconciler:
                 case "IngressClass":
                     classes = True
                     touched.update(self.store.ingresses_of_class(key))
-                case "AviInfraSetting" if _spec(old) != _spec(change.obj):
+                case "AviInfraSetting" if _said(old) != _said(change.obj):
                     infra = True
                     settings.add(key)
                 case "Namespace" if _annotation(old) != _annotation(change.obj):
@@ -190,6 +204,7 @@ class Reconciler:
         if infra or not self.infrastructure.infras:
             settings.update(self.infrastructure.update())
             self.l4.take_settings(settings)
+            self.gateway_api.take_settings(settings)
             for setting in settings:
                 touched.update(
                     self.store.ingresses_of_setting(setting)
@@ -315,7 +330,7 @@ class Reconciler:
             for host in hosts:
                 placed = self.hosts[host]
                 del placed.old[vs]
-                placed.left.discard(vs)
+                placed.left -= {vs}
                 service.hosts.discard(host)
                 self.realiser.realise(host, placed)
         for vs, home in move.homes:
@@ -364,7 +379,7 @@ class Reconciler:
         for host in service.hosts:
             placed = self.hosts[host]
             del placed.old[service.name]
-            placed.left.discard(service.name)
+            placed.left -= {service.name}
             self.realiser.realise(host, placed)
         for home in service.homes:
             self.realiser.drop_floors(service, home)
@@ -379,13 +394,14 @@ class Reconciler:
         for host, vs in move.hosts:
             placed = self.hosts.get(host)
             if placed is not None and placed.old.get(vs) == move.number:
-                placed.left.add(vs)
+                placed.left |= {vs}
         for vs, home in move.homes:
             service = self.placement.services.get(vs)
             if service is not None and service.left.get(home.address) == move.number:
                 service.settled = move.to[vs]
                 self.realiser.vs_touched.add(vs)
                 self.l4.touch_front(vs)
+                self.gateway_api.touch_vs(vs)
 
     # ── hosts ───────────────────────────────────────────────────────────────────────────────
 
@@ -413,6 +429,7 @@ class Reconciler:
         self._moves += 1
         move = Move(self._moves)
         self.l4.follow(partial(self._settle, move=move), self._close)
+        self.gateway_api.follow(partial(self._settle, move=move), self._close)
         wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
         for host in self._in_order(hosts):
             claims = self._claims(host)
@@ -509,6 +526,7 @@ class Reconciler:
             service.left.pop(home.address, None)
             self.realiser.put_listeners(service, home)
             self.l4.touch_front(service.name)
+            self.gateway_api.touch_vs(service.name)
             for host in service.hosts:
                 self.realiser.realise(host, self.hosts[host])
             for old in before:
@@ -530,11 +548,11 @@ class Reconciler:
                 if placed.model.setting != model.setting:
                     self.placement.forget_host(placed.model.setting, host)
                 placed.old[placed.vs] = move.number
-                placed.left.discard(placed.vs)
+                placed.left -= {placed.vs}
                 if placed.shown == service.name:  # back to where it still is: the others never were
-                    placed.left.update(placed.old)
+                    placed.left |= placed.old.keys()
                 placed.old.pop(service.name, None)
-                placed.left.discard(service.name)
+                placed.left -= {service.name}
                 move.hosts.append((host, placed.vs))
                 placed.vs = service.name
                 service.hosts.add(host)
@@ -597,7 +615,9 @@ class Reconciler:
             service = self.placement.services.get(vs)
             if service is not None and self._left(service, home, move):
                 places += [(host, home.address) for host in service.hosts]
-                if service.listeners is not None and self.l4.names(vs, home.address):
+                if service.listeners is not None and (
+                    self.l4.names(vs, home.address) or self.gateway_api.names(vs, home.address)
+                ):
                     return True
         return any(
             point.hostname == host and point.ip == address
@@ -606,6 +626,11 @@ class Reconciler:
             if (ingress := self.store.ingress(key)) is not None
             for point in ingress.status.load_balancer.ingress
         )
+
+    def _asked(self, vs: str) -> int:
+        """How many Service Engines the setting of a virtual service asks for; 0: it doesn't."""
+        service = self.placement.services.get(vs)
+        return service.infra.scale_out if service is not None else 0
 
     def hosts_of_move(self, move: Move) -> set[str]:
         """The hosts whose address a move changes."""
@@ -625,11 +650,16 @@ class Reconciler:
             for home in service.homes:
                 number = self.scale.wanted(service.name, home.group)
                 wanted[home.group] = max(wanted[home.group], number)
-        return wanted
+        return {group: self.scale.with_spares(group, number) for group, number in wanted.items()}
 
 
 def _spec(obj: Object | None) -> AviInfraSettingSpec | NetworkSpec | None:
     return obj.spec if isinstance(obj, AviInfraSetting | Network) else None
+
+
+def _said(obj: Object | None) -> tuple[object, str | None]:
+    """What of a setting counts."""
+    return _spec(obj), obj.metadata.annotation(SCALE_OUT_ANNOTATION) if obj is not None else None
 
 
 def _annotation(obj: Object | None) -> str | None:

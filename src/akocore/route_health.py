@@ -37,6 +37,7 @@ __all__ = ["RouteHealth", "RoutedEngines"]
 
 _LOOK_S, _HURRIED_S = 1.0, 0.05
 _TAKEN_IN_S = 0.2
+_SETTLE_S = 2.5  # agents look for a controller as often
 _HIDDEN = "<hidden>"
 _NO_AS = 64_512  # of a router that no Network has peers for
 
@@ -49,6 +50,11 @@ class RoutedEngines(Protocol):
 
     config_of: Callable[[str, str], RouterConfig] | None
     elsewhere: Mapping[str, ReplicaRouter]
+
+    @property
+    def held_s(self) -> float:
+        """How long an address that is given up still answers."""
+        ...
 
     @property
     def running(self) -> dict[str, EngineProcess]: ...
@@ -71,8 +77,8 @@ class RoutedEngines(Protocol):
 class RouteHealth:
     """Keeps each router's VIPs as its Envoy deserves, and says when a session changes.
 
-    ``drained_s`` and ``held_s``: how long a virtual service that leaves a Service Engine is
-    announced as about to go, and then still answers there.
+    ``drained_s``: how long a virtual service that leaves a Service Engine is announced as about
+    to go; then it still answers there for the ``held_s`` of ``engines``.
     """
 
     def __init__(
@@ -82,7 +88,6 @@ class RouteHealth:
         events: Events,
         *,
         drained_s: float = 1.0,
-        held_s: float = 1.0,
     ) -> None:
         self.observed: dict[str, Observed] = {}
         self.hurried: Callable[[], bool] = lambda: False  # whether somebody waits for a look
@@ -91,7 +96,7 @@ class RouteHealth:
         self._engines = engines
         self._events = events
         self._drained_s = drained_s
-        self._held_s = held_s
+        self._held_s = engines.held_s
         self._due = asyncio.Event()
         # By (Service Engine, address):
         self._announced: dict[tuple[str, str], int | None] = {}  # the Envoy's pid
@@ -101,11 +106,54 @@ class RouteHealth:
         self._told: dict[str, float] = {}  # address → since when routers are told the way to it
         self._said: dict[tuple[str, str, str], bool] = {}
         self._without_snat: set[str] = set()  # who was said to have no address for it
+        self._standby: set[tuple[str, str]] = set()  # of `_announced`: as the worse way
+        self._answered: set[tuple[str, str]] = set()  # of `_announced`: by ARP and ND instead
+        self._had: dict[str, set[str]] = {}  # Service Engine → addresses of its last order
+        self._settled_at = 0.0  # till then those that come back keep what they announce
         engines.config_of = self.config
+        at.scale.usable = self._usable
+        at.scale.rank = self._rank
+        at.scale.busy = self._busy
 
     def due(self) -> None:
         """Something has changed that may concern a route."""
+        self._at.scale.changed()
         self._due.set()
+
+    # ── what Service Engines there are, for `Scale` ─────────────────────────────────────────
+
+    def _usable(self, group: str) -> dict[str, float]:
+        """Those of a group that can serve, by name, with their weights."""
+        out = {
+            name: one.weight
+            for name, one in self._engines.elsewhere.items()
+            if one.group == group and one.usable
+        }
+        for name, process in self._engines.running.items():
+            if process.group == group and self._life(name) is not None:
+                out[name] = self._weight(name)
+        return out
+
+    def _weight(self, _name: str) -> float:
+        return 1.0
+
+    def _rank(self, vs: str, engine: str) -> int:
+        """How it has a virtual service: 0 serves it, 1 stands by, 2 not at all."""
+        service = self._at.placement.services.get(vs)
+        other = self._engines.elsewhere.get(engine)
+        found = 2
+        for home in service.homes if service is not None else ():
+            if (key := (engine, home.address)) in self._announced:
+                found = min(found, 1 if key in self._standby else 0)
+            elif other is not None and home.address in other.announced:
+                found = min(found, 1 if home.address in other.standby else 0)
+        return found
+
+    def _busy(self, engine: str) -> bool:
+        other = self._engines.elsewhere.get(engine)
+        if other is not None and engine not in self._engines.running:
+            return bool(other.announced)
+        return any(name == engine for name, _ in self._announced)
 
     def engine_changed(self, name: str) -> None:
         """An Envoy started or ended.  Its stream may be seen to end only later."""
@@ -114,15 +162,29 @@ class RouteHealth:
             self._lost.pop(name, None)
             self.observed.pop(name, None)
             self._forget(name, {})
+            self._had.pop(name, None)
         elif process.pid is None:
             stream = self._at.ads.fleet.get(name)
             self._lost[name] = stream.since if stream is not None else time.time()
         self.due()
 
-    def adopt(self, name: str, life: int, announced: Iterable[str]) -> None:
-        """A Service Engine comes to us that announces these already: nobody withdraws them."""
+    def adopt(
+        self,
+        name: str,
+        life: int,
+        announced: Iterable[str],
+        standby: Iterable[str] = (),
+        answered: Iterable[str] = (),
+    ) -> None:
+        """A Service Engine comes to us that announces these already: nobody withdraws them.
+
+        Others that do so too may yet come: for a while nobody else is asked to.
+        """
         for address in announced:
             self._announced[name, address] = life
+            self._settled_at = asyncio.get_running_loop().time() + _SETTLE_S
+        self._standby.update((name, address) for address in standby)
+        self._answered.update((name, address) for address in answered)
 
     def heard(self, name: str, found: Observed | None) -> None:
         """What a router does now, from whom sees it."""
@@ -191,6 +253,7 @@ class RouteHealth:
                     state=state,
                 )
         self._forget(name, vips)
+        self._had[name] = set(vips)
         return list(vips.values())
 
     def _forget(self, name: str, there: dict[str, Vip]) -> None:
@@ -198,6 +261,8 @@ class RouteHealth:
             del self._announced[key]
         for key in [k for k in self._leaving if k[0] == name and k[1] not in there]:
             del self._leaving[key]
+        for kept in (self._standby, self._answered):
+            kept -= {k for k in kept if k[0] == name and k[1] not in there}
         for last in [k for k in self._since if k[0] == name and k[1] not in there]:
             del self._since[last]
 
@@ -206,16 +271,48 @@ class RouteHealth:
     ) -> VipState | None:
         """How a Service Engine has an address; None: not at all."""
         key = (name, home.address)
+        if pid is None:  # its connections, if it is only slow, find the address still
+            self._announced.pop(key, None)
+            return VipState.HELD if home.address in self._had.get(name, ()) else None
         if not self._at.scale.has(service.name, home.group, name):
             return self._leave(key, pid)
         self._leaving.pop(key, None)
-        wanted = service.infra.rhi if home is service.homes[-1] else key in self._announced
-        if not wanted or not self._serves(name, pid, service, home):
+        is_last = home is service.homes[-1]
+        if not service.infra.rhi if is_last else key in self._answered:
+            return self._answers(key, pid, service, home)
+        self._answered.discard(key)
+        wanted = service.infra.rhi if is_last else key in self._announced
+        if not wanted or not self._serves(name, pid, service, home) or self._too_early(key):
             self._announced.pop(key, None)
             return VipState.HELD
         self._announced[key] = pid
+        if self._at.scale.stands_by(service.name, home.group, name):
+            self._standby.add(key)
+            return VipState.STANDBY
+        self._standby.discard(key)
         left = home.address in service.left and service.settled == service.homes[-1].address
         return VipState.DRAINING if left else VipState.ADVERTISED
+
+    def _answers(
+        self, key: tuple[str, str], pid: int, service: VirtualService, home: Home
+    ) -> VipState:
+        """Without announcements one Service Engine answers for an address on its segment."""
+        name = key[0]
+        first = self._at.scale.on(service.name, home.group)[:1] == (name,)
+        if not first or not self._serves(name, pid, service, home) or self._too_early(key):
+            self._announced.pop(key, None)
+            return VipState.HELD
+        self._announced[key] = pid
+        self._answered.add(key)
+        return VipState.ANSWERED
+
+    def _too_early(self, key: tuple[str, str]) -> bool:
+        """Whether others may come yet that announce an address, and this one doesn't."""
+        loop = asyncio.get_running_loop()
+        if key in self._announced or (left := self._settled_at - loop.time()) <= 0:
+            return False
+        loop.call_later(left + 0.01, self.due)
+        return True
 
     def _leave(self, key: tuple[str, str], pid: int | None) -> VipState | None:
         """The next degree of an address that a Service Engine gives up by plan."""
@@ -228,7 +325,8 @@ class RouteHealth:
             (self._drained_s, VipState.DRAINING),
             (self._drained_s + self._held_s, VipState.HELD),
         ):
-            if age < until and (state is VipState.HELD or self._announced.get(key) == pid):
+            told = self._announced.get(key) == pid and key not in self._answered
+            if age < until and (state is VipState.HELD or told):
                 loop.call_later(until - age + 0.01, self.due)
                 return state
         return None
@@ -359,7 +457,10 @@ class RouteHealth:
             name=name,
             group=process.group,
             address=self._engines.address(name),
+            usable=self._life(name) is not None,
+            weight=self._weight(name),
             announced=tuple(sorted(a for one, a in self._announced if one == name)),
+            standby=tuple(sorted(a for one, a in self._standby if one == name)),
             advertised=_advertised(found),
             bgp=tuple(
                 RouterSession(
@@ -406,6 +507,7 @@ class RouteHealth:
         out: dict[str, Any] = {
             "address": router.address,
             "announced": list(router.announced),
+            "standby": list(router.standby),
             "advertised": list(router.advertised),
             "bgp": [
                 {"peer": s.peer, "remoteAs": s.remote_as, "state": s.state, "why": s.why}

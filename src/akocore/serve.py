@@ -22,13 +22,15 @@ from typing import Any, Protocol, cast
 import grpc
 import orjson
 
-from akocore import status, status_l4
+from akocore import status, status_gateway, status_l4
 from akocore.config import Config
 from akocore.engines.agent.messages import Report
 from akocore.engines.agent.routers import Routers
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
 from akocore.events import Event, Events
+from akocore.kube import gateway_status
+from akocore.kube.gateway_objects import ROUTE_KINDS
 from akocore.kube.objects import Batch
 from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
@@ -46,7 +48,9 @@ CONTROL = "akocore.v1alpha1.Control"
 KINDS = (
     *("ingress", "gateway", "service", "vs", "pools", "se", "aviinfrasetting"),
     *("network", "serviceenginegroup", "files", "events", "akocore"),
+    *("httproute", "grpcroute", "tlsroute", "tcproute", "udproute"),
 )
+_ROUTES = {kind.KIND.lower(): kind.KIND for kind in ROUTE_KINDS}
 _UPKEEP_S = 1.0
 
 
@@ -72,8 +76,8 @@ class Source(Protocol):
         """What changes from then on."""
         ...
 
-    async def follow_secrets(self, wanted: set[str]) -> Batch | None:
-        """Just these Secrets ("namespace/name") are needed; what has come with that."""
+    async def follow(self, wanted: set[str]) -> Batch | None:
+        """Just these Secrets and ConfigMaps ("Kind/namespace/name") are needed; what came so."""
         ...
 
 
@@ -85,7 +89,12 @@ class Sink(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How many writes are due."""
+        """How many statuses are due."""
+        ...
+
+    @property
+    def events_waiting(self) -> int:
+        """How many events are to be told after that."""
         ...
 
     def touch(self, kind: str, key: str) -> None:
@@ -266,9 +275,11 @@ class Serve:
             self.events.on_new = self.sink.event
         self._secrets_of: dict[str, frozenset[str]] = {}  # Ingress → Secrets
         self._secret_users: Counter[str] = Counter()
+        self._named: set[str] = set()  # Secrets and ConfigMaps that Gateways name
         self._passwords: frozenset[str] = frozenset()  # Secrets of BGP peers
         self._to_show: dict[str, deque[tuple[int, str]]] = {}  # group → (publication, host)
         self._to_show_l4: dict[str, deque[Published]] = {}  # group → listeners
+        self._to_show_gateway: dict[str, deque[Published]] = {}  # group → ports of Gateways
         self.file_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.ready = asyncio.Event()
         self._stop = asyncio.Event()
@@ -279,6 +290,7 @@ class Serve:
         self._said: tuple[object, object] = (None, None)
         self._nacks_said = 0
         self._rejected_l4: set[tuple[str, At]] = set()
+        self._refused_before = False  # whether an engine refused anything when it was last looked
         self._resting = 0  # old places that serve on, or rest, for a while
         self._batches = 0
 
@@ -287,9 +299,12 @@ class Serve:
             routers = self.external.routers
             routes = RouteHealth(self.reconciler, routers, self.events)
             routers.opened = self.ads.opened
-            routers.on_hello = routes.adopt
+            routers.on_hello = lambda r: routes.adopt(
+                r.name, r.life, r.announced, r.standby, r.answered
+            )
             routers.on_change = self._agent_changed
             routers.on_report = self._agent_reported
+            routers.on_elsewhere = self._agents_elsewhere
         elif self.engines.speaks_bgp:
             routes = RouteHealth(self.reconciler, cast("RoutedEngines", self.engines), self.events)
         else:
@@ -410,10 +425,12 @@ class Serve:
         await self._commit()
         self._say(touched)
         self._say_l4()
-        passwords = self.reconciler.infrastructure.password_secrets
-        if self._count_secrets(touched) or passwords != self._passwords:
-            self._passwords = passwords
-            more = await self.source.follow_secrets({*self._secret_users, *passwords})
+        infrastructure, named = self.reconciler.infrastructure, self.reconciler.gateway_api.named
+        passwords = infrastructure.password_secrets
+        if self._count_secrets(touched) or named != self._named or passwords != self._passwords:
+            self._named, self._passwords = set(named), passwords
+            secrets = {f"Secret/{key}" for key in (*self._secret_users, *passwords)}
+            more = await self.source.follow(secrets | self._named)
             if more is not None:
                 await self._batch(more)
 
@@ -425,6 +442,8 @@ class Serve:
             self._to_show.setdefault(group, deque()).append((sequence, host))
         for one in self.reconciler.realiser.take_placed_l4():
             self._to_show_l4.setdefault(one.group, deque()).append(one)
+        for one in self.reconciler.realiser.take_placed_gateway():
+            self._to_show_gateway.setdefault(one.group, deque()).append(one)
         self._touch_mirrors()
 
     def _touch_mirrors(self) -> None:
@@ -444,6 +463,19 @@ class Serve:
             else:
                 self.events.refusals(f"{kind}/{key}", refusals)
             if self.sink is not None:
+                self.sink.touch(kind, key)
+        self._say_gateway_api()
+
+    def _say_gateway_api(self) -> None:
+        """The same of the Gateway API."""
+        at = self.reconciler
+        touched, at.gateway_api.touched = at.gateway_api.touched, set()
+        for kind, key in touched:
+            if (refusals := status_gateway.refusals(at, kind, key)) is None:
+                self.events.forget(f"{kind}/{key}")
+            else:
+                self.events.refusals(f"{kind}/{key}", refusals)
+            if self.sink is not None and kind in gateway_status.KINDS:
                 self.sink.touch(kind, key)
 
     def _lead(self, held: bool) -> None:
@@ -557,19 +589,30 @@ class Serve:
     def _warn_of_taken_ports(self) -> None:
         if self.engines.speaks_bgp:
             return  # their addresses are not this machine's
-        addresses = {
-            (home.address, port.port + self.port_offset)
-            for service in self.reconciler.placement.services.values()
-            if service.listeners is None
-            for home in service.homes
-            for port in service.infra.listeners
-        } | {
-            (home.address, port + self.port_offset)
-            for service in self.reconciler.placement.services.values()
-            for home in service.homes
-            for (protocol, port), placed in (service.listeners or {}).items()
-            if protocol == "TCP" and placed.model.pool is not None
-        }
+        addresses = (
+            {
+                (home.address, port.port + self.port_offset)
+                for service in self.reconciler.placement.services.values()
+                if service.listeners is None
+                for home in service.homes
+                for port in service.infra.listeners
+            }
+            | {
+                (home.address, port + self.port_offset)
+                for service in self.reconciler.placement.services.values()
+                for home in service.homes
+                for (protocol, port), placed in (service.listeners or {}).items()
+                if protocol == "TCP" and placed.model.pool is not None
+            }
+            | {
+                (home.address, port + self.port_offset)
+                for service in self.reconciler.placement.services.values()
+                if service.gateway is not None
+                for home in service.homes
+                for protocol, port in service.gateway.ports
+                if protocol == "TCP"
+            }
+        )
         own = {process.pid for process in self.engines.running.values() if process.pid}
         try:
             preflight(sorted(addresses), own)
@@ -613,10 +656,24 @@ class Serve:
                 if service.infra.rhi:
                     self.sink.touch("VirtualService", service.name)
 
+    def _agents_elsewhere(self) -> None:
+        """What other replicas say of their agents has changed."""
+        self._routes_due()
+        if self.sink is not None:
+            for name in self._agents():
+                self.sink.touch("ServiceEngine", name)
+            for service in self.reconciler.placement.services.values():
+                if service.infra.rhi:
+                    self.sink.touch("VirtualService", service.name)
+
     @property
     def waits(self) -> bool:
         """Whether something is to be shown when the engines have it."""
-        shown = (*self._to_show.values(), *self._to_show_l4.values())
+        shown = (
+            *self._to_show.values(),
+            *self._to_show_l4.values(),
+            *self._to_show_gateway.values(),
+        )
         return bool(self._moving) or any(shown)
 
     def engine_forgotten(self, name: str) -> None:
@@ -661,6 +718,11 @@ class Serve:
             one = listeners.popleft()
             self.reconciler.l4.touch_listener(one.vs, one.at)
             self.reconciler.realiser.vs_touched.add(one.vs)
+        ports = self._to_show_gateway.get(group)
+        while ports and ports[0].sequence <= acknowledged:
+            one = ports.popleft()
+            self.reconciler.gateway_api.touch_vs(one.vs)
+            self.reconciler.realiser.vs_touched.add(one.vs)
         self._touch_mirrors()
         self._say_l4()
         self._settle_moves()
@@ -701,7 +763,11 @@ class Serve:
         before, self._rejected_l4 = self._rejected_l4, set(status_l4.rejected(self.reconciler))
         for vs, at in before | self._rejected_l4:
             self.reconciler.l4.touch_listener(vs, at)
-        if before or self._rejected_l4:
+        refused = any(engine.rejected for engine in self.ads.fleet.values())
+        if refused or self._refused_before:
+            self.reconciler.gateway_api.touch_all()
+        self._refused_before, refused_before = refused, self._refused_before
+        if before or self._rejected_l4 or refused or refused_before:
             self._say_l4()
 
     def _fleet_changed(self, group: str) -> None:
@@ -719,7 +785,7 @@ class Serve:
         placed = at.hosts[host]
         home = at.placement.services[placed.shown].shown
         if home is not None:
-            sequence = placed.sequence.get((home.group, placed.shown), 0)
+            sequence = placed.sequence(home.group, placed.shown)
             self._to_show.setdefault(home.group, deque()).append((sequence, host))
 
     def show_listener_later(self, vs: str) -> None:
@@ -732,6 +798,19 @@ class Serve:
             sequence = placed.sequence.get((home.group, home.address), 0)
             later = Published(home.group, sequence, vs, place)
             waiting = self._to_show_l4.setdefault(home.group, deque())
+            if later not in waiting:
+                waiting.append(later)
+
+    def show_gateway_later(self, vs: str) -> None:
+        """The same of the ports of a Gateway's virtual service."""
+        service = self.reconciler.placement.services.get(vs)
+        home = service.shown if service is not None else None
+        if service is None or home is None or service.gateway is None:
+            return
+        for place, placed in service.gateway.ports.items():
+            sequence = placed.sequence.get((home.group, home.address), 0)
+            later = Published(home.group, sequence, vs, place)
+            waiting = self._to_show_gateway.setdefault(home.group, deque())
             if later not in waiting:
                 waiting.append(later)
 
@@ -805,7 +884,9 @@ class Serve:
             case "pools":
                 items = status.pools(at) + status_l4.pools(at)
             case "gateway":
-                items = status_l4.gateways(at)
+                items = status_l4.gateways(at) + status_gateway.gateways(at)
+            case "httproute" | "grpcroute" | "tlsroute" | "tcproute" | "udproute":
+                items = status_gateway.routes(at, _ROUTES[kind])
             case "service":
                 items = status_l4.services(at)
             case "se":
@@ -862,6 +943,7 @@ class Serve:
                 "moving": len(self._moving) + self._resting + self.facts.waiting,
                 "nacks": self.ads.nacks,
                 "statusWaiting": self.sink.waiting if self.sink is not None else 0,
+                "eventsWaiting": self.sink.events_waiting if self.sink is not None else 0,
                 "statusWritten": self.sink.written if self.sink is not None else 0,
                 "engines": {n: e.pid for n, e in self.engines.running.items()},
             },

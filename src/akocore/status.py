@@ -10,6 +10,7 @@ from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name, c
 from akocore.kube.objects import Ingress
 from akocore.model import Refusal
 from akocore.place.virtual_services import Home, Placed, VirtualService
+from akocore.realise_gateway import port_names
 from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
 from akocore.translate.tls import CertificateProblem
@@ -58,7 +59,7 @@ def accepted(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
 
 def _listeners(service: VirtualService, home: Home) -> list[str]:
     if service.listeners is not None:
-        return listener_names(service, home)
+        return [*listener_names(service, home), *port_names(service, home)]
     return [f"{service.name}/{home.address}:{port.port}" for port in service.infra.listeners]
 
 
@@ -107,7 +108,7 @@ def _programmed(at: Reconciler, host: str) -> Home | None:
     home = service.shown
     if home is None or not _serving(at, service, home):
         return None
-    wanted = max(placed.sequence.get((home.group, service.name), 1), 1)
+    wanted = max(placed.sequence(home.group, service.name), 1)
     return home if at.ads.acknowledged(home.group) >= wanted else None
 
 
@@ -117,7 +118,7 @@ def _waits_for(at: Reconciler, host: str) -> list[str]:
     service = at.placement.services[placed.shown]
     if (home := service.shown) is None:
         return []
-    wanted = max(placed.sequence.get((home.group, service.name), 1), 1)
+    wanted = max(placed.sequence(home.group, service.name), 1)
     return sorted(
         f"{e.name} at {e.controller}" if isinstance(e, Elsewhere) else e.name
         for e in at.ads.fleet.values()
@@ -249,7 +250,13 @@ def virtual_service(
         "spec": {
             "aviInfraSetting": service.infra.setting,
             "hosts": sorted(service.hosts) if hosts else [],
-            "listeners": [f"{protocol}/{port}" for protocol, port in service.listeners or ()],
+            "listeners": [
+                f"{protocol}/{port}"
+                for protocol, port in (
+                    *(service.listeners or ()),
+                    *(service.gateway.ports if service.gateway is not None else ()),
+                )
+            ],
         },
         "status": {
             "vip": home.address if home else "",
@@ -385,6 +392,7 @@ def groups(at: Reconciler) -> list[dict[str, Any]]:
             "metadata": {"name": name},
             "spec": {
                 "haMode": spec.ha_mode,
+                "bufferSe": spec.buffer_se if spec.ha_mode == "NPlusM" else 0,
                 "minSePerVs": spec.min_se_per_vs,
                 "maxSePerVs": spec.max_se_per_vs,
                 "maxSe": spec.max_se,

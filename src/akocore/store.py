@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import cast
 
+from akocore.index import Index
 from akocore.kube.objects import (
     AviInfraSetting,
     Change,
@@ -21,7 +22,7 @@ from akocore.kube.objects import (
     Service,
 )
 from akocore.translate.classes import SETTING_ANNOTATION, setting_of_class
-from akocore.translate.ingress import IngressView, view
+from akocore.translate.ingress import IngressView, refers, view
 
 __all__ = ["Store"]
 
@@ -34,11 +35,11 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[str, dict[str, Object]] = {}
         self._views: dict[str, IngressView] = {}
-        self._slices: dict[str, dict[str, EndpointSlice]] = {}
-        self._referrers: dict[str, set[str]] = {}  # "Kind/key" → keys of Ingresses
-        self._hosts: dict[str, set[str]] = {}  # host → keys of Ingresses
-        self._classes_of: dict[str, set[str]] = {}  # setting → keys of IngressClasses
-        self._namespaces_of: dict[str, set[str]] = {}  # setting → names of Namespaces
+        self._slices: dict[str, tuple[EndpointSlice, ...]] = {}
+        self._referrers = Index()  # "Kind/key" → keys of Ingresses
+        self._hosts = Index()  # host → keys of Ingresses
+        self._classes_of = Index()  # setting → keys of IngressClasses
+        self._namespaces_of = Index()  # setting → names of Namespaces
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
@@ -75,20 +76,20 @@ class Store:
 
     def slices(self, service: str) -> Iterable[EndpointSlice]:
         """The EndpointSlices of a Service."""
-        return self._slices.get(service, {}).values()
+        return self._slices.get(service, ())
 
     def ingresses_of_host(self, host: str) -> Iterable[str]:
-        return self._hosts.get(host, ())
+        return self._hosts.get(host)
 
     def referrers(self, kind: str, key: str) -> Iterable[str]:
         """Keys of the Ingresses that name this object."""
-        return self._referrers.get(f"{kind}/{key}", ())
+        return self._referrers.get(f"{kind}/{key}")
 
     def ingresses_of_setting(self, setting: str) -> Iterator[str]:
         """Keys of the Ingresses that may be governed by an AviInfraSetting."""
-        for cls in self._classes_of.get(setting, ()):
+        for cls in self._classes_of.get(setting):
             yield from self.ingresses_of_class(cls)
-        for namespace in self._namespaces_of.get(setting, ()):
+        for namespace in self._namespaces_of.get(setting):
             yield from self.referrers("Namespace", namespace)
 
     def ingresses_of_class(self, cls: str) -> Iterator[str]:
@@ -108,7 +109,9 @@ class Store:
             objects[change.key] = change.obj
         match change.kind:
             case "Ingress":
-                self._index_ingress(change.key, cast("Ingress | None", change.obj))
+                self._index_ingress(
+                    change.key, cast("Ingress | None", old), cast("Ingress | None", change.obj)
+                )
             case "EndpointSlice":
                 self._index_slice(cast("EndpointSlice | None", old), change)
             case "IngressClass":
@@ -140,46 +143,40 @@ class Store:
         self.all("Ingress")[change.key] = new
         return True
 
-    def _index_ingress(self, key: str, ingress: Ingress | None) -> None:
+    def _index_ingress(self, key: str, before: Ingress | None, after: Ingress | None) -> None:
         old = self._views.pop(key, None)
-        new = None if ingress is None else view(ingress)
-        before = frozenset[str]() if old is None else old.refers
-        after = frozenset[str]() if new is None else new.refers
-        for ref in before - after:
-            self._discard(self._referrers, ref, key)
-        for ref in after - before:
-            self._referrers.setdefault(ref, set()).add(key)
+        new = None if after is None else view(after)
+        named = set() if before is None or old is None else refers(before, old)
+        names = set() if after is None or new is None else refers(after, new)
+        for ref in named - names:
+            self._referrers.discard(ref, key)
+        for ref in names - named:
+            self._referrers.add(ref, key)
         if old is not None:
             for host in old.hosts:
                 if new is None or host not in new.hosts:
-                    self._discard(self._hosts, host, key)
+                    self._hosts.discard(host, key)
         if new is not None:
             self._views[key] = new
             for host in new.hosts:
-                self._hosts.setdefault(host, set()).add(key)
+                self._hosts.add(host, key)
 
     def _index_slice(self, old: EndpointSlice | None, change: Change) -> None:
         if old is not None and old.service is not None:
-            slices = self._slices[old.service]
-            del slices[change.key]
-            if not slices:
+            slices = tuple(one for one in self._slices[old.service] if one is not old)
+            if slices:
+                self._slices[old.service] = slices
+            else:
                 del self._slices[old.service]
         new = cast("EndpointSlice | None", change.obj)
         if new is not None and new.service is not None:
-            self._slices.setdefault(new.service, {})[change.key] = new
+            self._slices[new.service] = (*self._slices.get(new.service, ()), new)
 
-    def _move(self, index: dict[str, set[str]], key: str, old: str | None, new: str | None) -> None:
+    def _move(self, index: Index, key: str, old: str | None, new: str | None) -> None:
         if old is not None:
-            self._discard(index, old, key)
+            index.discard(old, key)
         if new is not None:
-            index.setdefault(new, set()).add(key)
-
-    @staticmethod
-    def _discard(index: dict[str, set[str]], at: str, key: str) -> None:
-        keys = index[at]
-        keys.discard(key)
-        if not keys:
-            del index[at]
+            index.add(new, key)
 
 
 def _class_setting(obj: Object | None) -> str | None:

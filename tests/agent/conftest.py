@@ -78,13 +78,19 @@ class Site:
         self.config = home / "config.yaml"
         self.config.write_text(CONFIG)
         self.authority = Authority(home / "pki")
-        self.places: dict[str, str] = {}  # agent → part of the lab
+        self._port = 20_000  # of the client's next connection
         self.processes: dict[str, Process] = {}
 
     def write(self, name: str, *objects: dict[str, Any]) -> None:
         part = self.manifests / f".{name}.part"
         part.write_bytes(orjson.dumps({"kind": "List", "items": objects}))
         part.replace(self.manifests / f"{name}.json")
+
+    def group(self, **spec: Any) -> None:
+        """What the group of the agents is, for a controller that is started then."""
+        groups = {"Default-Group": {}, GROUP: spec}
+        config = {"serviceEngineGroups": groups, "moveGraceSeconds": 0.5}
+        self.config.write_bytes(orjson.dumps(config))
 
     def inside(self, where: str, *words: str, before: Sequence[str] = ()) -> list[str]:
         return self.topology.namespaces.command(
@@ -210,7 +216,8 @@ class Site:
 
     async def requests(self, vip: str, host: str, count: int) -> dict[str, int]:
         """Answers by kind, of requests on connections of their own."""
-        words = [sys.executable, "-m", "akocore.lab.client", host, "20000", str(count)]
+        first, self._port = self._port, self._port + count
+        words = [sys.executable, "-m", "akocore.lab.client", host, str(first), str(count)]
         out = await self.topology.namespaces.run("client", words, f"{vip}\n")
         answers: dict[str, int] = orjson.loads(out)["answers"]
         return answers

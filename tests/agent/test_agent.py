@@ -218,3 +218,106 @@ async def test_backends_are_asked_from_an_address_that_is_announced(site: Site) 
     assert "200" not in await site.requests(VIP, HOST, 1)
     await site.topology.namespaces.ip("pods", ["route add 10.10.16.200 via 10.10.20.192"])
     assert await site.requests(VIP, HOST, 5) == {"200": 5}
+
+
+async def test_a_spare_engine_takes_over_and_keeps_what_it_took(site: Site) -> None:
+    manifests(site)
+    site.group(haMode="NPlusM", bufferSe=1, minSePerVs=1, maxSe=4)
+    site.controller()
+    for number in (1, 2):
+        await site.agent(number)
+
+    async def ways() -> set[int]:
+        hops = await site.topology.next_hops(VIP)
+        return {int(h.address.rpartition(".")[2]) - 191 for h in hops}
+
+    async def one_way() -> bool:
+        return len(await ways()) == 1
+
+    await site.until(one_way)
+    (first,) = await ways()
+    other = 3 - first
+    os.kill(site.envoy(first), signal.SIGSTOP)
+    await site.until_ways(VIP, 191 + other)
+    assert await site.requests(VIP, HOST, 10) == {"200": 10}
+    os.kill(site.envoy(first), signal.SIGCONT)
+    await site.until_status("se", f"se-{first}", alive=True)
+    await site.until_status("vs", VS, announcedBy=[f"se-{other}"], state="up")
+    assert await ways() == {other}
+
+
+async def test_a_standby_announces_the_worse_way_and_serves_without_a_controller(
+    site: Site,
+) -> None:
+    manifests(site)
+    site.group(haMode="ActiveStandby")
+    controller = site.controller()
+    for number in (1, 2):
+        await site.agent(number)
+    await site.until_status("vs", VS, announcedBy=["se-1", "se-2"], state="up")
+
+    async def one_way() -> bool:
+        return len(await site.topology.next_hops(VIP)) == 1
+
+    await site.until(one_way)
+    (hop,) = await site.topology.next_hops(VIP)
+    active = int(hop.address.rpartition(".")[2]) - 191
+    other = 3 - active
+    await site.until_says("se", f"se-{other}", "routing", f"'standby': ['{VIP}']")
+    await site.until_says("se", f"se-{other}", "routing", f"'advertised': ['{VIP}/32']")
+    controller.kill()
+    os.kill(site.envoy(active), signal.SIGKILL)
+    await site.until_ways(VIP, 191 + other)
+    assert await site.requests(VIP, HOST, 10) == {"200": 10}
+
+
+async def test_a_setting_asks_for_more_engines(site: Site) -> None:
+    manifests(site)
+    wide = setting(rhi=True)
+    wide["metadata"]["annotations"] = {"akocore.io/scale-out": "3"}
+    site.controller()
+    for number in (1, 2, 3):
+        await site.agent(number)
+
+    async def two_ways() -> bool:
+        return len(await site.topology.next_hops(VIP)) == 2
+
+    await site.until(two_ways)
+    site.write("setting", wide)
+    await site.until_ways(VIP, 192, 193, 194)
+    wide["metadata"]["annotations"] = {"akocore.io/scale-out": "many"}
+    site.write("setting", wide)
+    await site.until_says("aviinfrasetting", "critical.infra", "error", "no number of Service")
+
+
+async def test_without_announcements_one_engine_answers_on_the_segment_and_it_moves(
+    site: Site,
+) -> None:
+    manifests(site, rhi=False)
+    site.controller()
+    for number in (1, 2):
+        await site.agent(number)
+    await site.until_status("vs", VS, state="up", serviceEngines=["se-1", "se-2"])
+
+    async def who() -> str:
+        """The MAC address that the router has for the VIP."""
+        shown = await site.topology.namespaces.run("upstream", ["ip", "neigh", "show", VIP])
+        return shown.partition("lladdr ")[2].partition(" ")[0]
+
+    async def answered() -> bool:
+        return await site.requests(VIP, HOST, 1) == {"200": 1}
+
+    await site.until(answered)
+    assert await site.topology.next_hops(VIP) == ()
+    (first,) = (await site.get("vs", VS))["announcedBy"]
+    number = int(first.removeprefix("se-"))
+    before = await who()
+    os.kill(site.envoy(number), signal.SIGSTOP)
+
+    async def moved() -> bool:
+        now = await who()
+        return bool(now) and now != before
+
+    await site.until(moved)  # the neighbours were told: nobody has asked
+    assert await site.requests(VIP, HOST, 10) == {"200": 10}
+    await site.until_status("vs", VS, announcedBy=[f"se-{3 - number}"])

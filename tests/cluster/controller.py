@@ -117,7 +117,8 @@ class Controller(Running):
             said, engines = await self.said(), await self.engines()
             if time.monotonic() > deadline:
                 pytest.fail(f"not settled after {seconds} s: {said} {engines}")
-            still = bool(said) and not said["moving"] and not said["statusWaiting"]
+            waits = ("moving", "statusWaiting", "eventsWaiting")
+            still = bool(said) and not any(said[name] for name in waits)
             fresh = [e["upToDate"] for e in engines.values()]
             there = bool(fresh) == bool(said.get("vips"))
             quiet = quiet + 1 if still and there and all(fresh) else 0

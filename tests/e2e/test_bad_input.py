@@ -87,13 +87,13 @@ class House:
         assert [(e["nacks"], e["rejected"]) for e in engines] == [(0, 0)] * len(engines)
 
     async def event(self, regarding: str, reason: str) -> str:
-        found = [
-            e["note"]
-            for e in await self.running.ask("events")
-            if (e["regarding"], e["reason"]) == (regarding, reason)
-        ]
-        assert found, f"no event {reason} for {regarding}"
-        return str(found[-1])
+        """What was said; it is said when what it is about is remembered on disk."""
+        for _ in range(500):
+            for one in reversed(await self.running.ask("events")):
+                if (one["regarding"], one["reason"]) == (regarding, reason):
+                    return str(one["note"])
+            await asyncio.sleep(0.02)
+        pytest.fail(f"no event {reason} for {regarding}")
 
 
 @pytest_asyncio.fixture

@@ -195,14 +195,19 @@ class House:
 
 @pytest.fixture
 async def house(
-    frr: Frr, directory: Path, require_real: Callable[[bool, str], None]
+    request: pytest.FixtureRequest,
+    frr: Frr,
+    directory: Path,
+    require_real: Callable[[bool, str], None],
 ) -> AsyncIterator[House]:
+    """``request.param``: what of the lab's plan is to be otherwise."""
     try:
         envoy = find_envoy()
     except EngineError as err:
         require_real(False, str(err))
         raise
-    topology = Topology(directory / "lab", frr, Plan(prefix=f"{PREFIX}r-"))
+    plan = Plan(prefix=f"{PREFIX}r-", **getattr(request, "param", {}))
+    topology = Topology(directory / "lab", frr, plan)
     manifests = directory / "manifests"
     manifests.mkdir()
     group = ServiceEngineGroupSpec(min_se_per_vs=2, max_se_per_vs=3, max_se=3)
@@ -324,3 +329,89 @@ async def test_a_network_moves_live_and_the_old_address_goes_last(house: House) 
     ]
     events = (await house.ask("Get", kind="events"))["items"]
     assert (f"ServiceEngine/{SES[0]}", "BgpUp") in {(e["regarding"], e["reason"]) for e in events}
+
+
+KEPT = textwrap.dedent(f"""
+    import socket, sys
+    kept = []
+    for line in sys.stdin:
+        word, *rest = line.split()
+        if word == "open":
+            for _ in range(int(rest[0])):
+                one = socket.create_connection(("10.10.16.224", 80), 5)
+                one.settimeout(5)
+                kept.append(one)
+        elif word == "close":
+            for one in kept:
+                one.close()
+            kept = []
+        whole = []
+        for one in kept:
+            try:
+                one.sendall(b"GET / HTTP/1.1\\r\\nhost: {HOST}\\r\\n\\r\\n")
+                if one.recv(4096).startswith(b"HTTP/1.1 200"):
+                    whole.append(one)
+            except OSError:
+                pass
+        print(len(kept) - len(whole), flush=True)
+        kept = whole
+""")
+
+
+@pytest.mark.parametrize("house", [{"handover": True}], indirect=True, ids=["handover"])
+async def test_scaling_by_the_controller_breaks_no_connection(house: House) -> None:
+    vip = "10.10.16.224"
+    house.write("networks", network("uplink", "10.10.16", "224"))
+    house.write("setting", setting(rhi=True))
+    house.write("app", *app())
+    await house.until_ways(vip, 192, 193)
+    client = await asyncio.create_subprocess_exec(
+        *house.topology.namespaces.command("client", [sys.executable, "-c", KEPT]),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+    async def tell(words: str) -> int:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(f"{words}\n".encode())
+        return int(await asyncio.wait_for(client.stdout.readline(), 60))
+
+    async def ring() -> set[str]:
+        there = [e.name for e in house.topology.engines.values()]
+        rings = [house.topology.handover(name).ring for name in there]
+        return {member.name for one in rings if one is not None for member in one.members}
+
+    try:
+        assert await tell("open 100") == 0
+        await house.ask("Scale", vs=VS, by=1)
+        await house.until_ways(vip, 192, 193, 194)
+        assert await tell("ask") == 0
+        assert await tell("open 100") == 0
+        await house.ask("Scale", vs=VS, to=2)
+        await house.until_ways(vip, 192, 193)
+        for _ in range(3):
+            assert await tell("ask") == 0
+            await asyncio.sleep(0.3)
+        assert len(await ring()) == 3  # who leaves still owns some
+        await tell("close")
+
+        async def left() -> bool:
+            return len(house.topology.engines) == 2 and len(await ring()) == 2
+
+        await house.until(left)
+
+        # A Service Engine that dies is asked no more.
+        engines = house.serve.engines
+        process = engines.running[SES[0]]
+        assert process.pid is not None
+        engines._envoy = Envoy(Path("/no/envoy"), "1.40.0")
+        os.kill(process.pid, signal.SIGKILL)
+        await house.until_ways(vip, 193)
+        last = house.topology.handover("se-2").ring
+        assert last is not None
+        assert [member.name for member in last.members] == ["se-2"]
+        engines._envoy = find_envoy()
+    finally:
+        client.kill()
+        await client.communicate()

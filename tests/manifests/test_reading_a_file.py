@@ -173,7 +173,7 @@ def test_bytes_that_are_no_text_are_a_refusal_with_a_line() -> None:
     "head",
     [
         "apiVersion: apps/v1\nkind: Deployment",
-        "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: Gateway",
+        "apiVersion: networking.istio.io/v1\nkind: Gateway",
         "apiVersion: serving.knative.dev/v1\nkind: Service",
         "apiVersion: networking.internal.knative.dev/v1alpha1\nkind: Ingress",
     ],

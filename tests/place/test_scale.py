@@ -88,5 +88,76 @@ def test_local_engines_share_every_address_and_are_not_scaled(tmp_path: Path) ->
     assert one.has("vs", "Default-Group", "g-se-9")
 
 
+def elsewhere(one: Scale, *engines: str, announced: dict[str, set[str]] | None = None) -> Scale:
+    """Engines that have an agent; ``announced``: virtual service → who has it already."""
+    there = announced or {}
+    one.usable = lambda _group: dict.fromkeys(engines, 1.0)
+    one.rank = lambda vs, engine: 0 if engine in there.get(vs, ()) else 2
+    one.busy = lambda engine: any(engine in names for names in there.values())
+    return one
+
+
+def test_virtual_services_spread_over_the_engines_of_a_group(tmp_path: Path) -> None:
+    names = [f"pod-{n}" for n in range(8)]
+    one = elsewhere(scale(tmp_path), *names)
+    on = {f"vs-{n}": one.on(f"vs-{n}", "Default-Group") for n in range(400)}
+    assert {len(set(engines)) for engines in on.values()} == {2}
+    shares = [sum(name in engines for engines in on.values()) for name in names]
+    assert min(shares) > 50
+    # One that goes moves only its own, and nothing moves back to one that comes.
+    left = elsewhere(scale(tmp_path / "left"), *names[1:])
+    after = {vs: left.on(vs, "Default-Group") for vs in on}
+    assert all(set(after[vs]) == set(on[vs]) for vs in on if "pod-0" not in on[vs])
+    back = elsewhere(
+        scale(tmp_path / "back"), *names, announced={vs: set(e) for vs, e in after.items()}
+    )
+    assert all(set(back.on(vs, "Default-Group")) == set(after[vs]) for vs in on)
+
+
+def test_an_engine_that_weighs_less_gets_less(tmp_path: Path) -> None:
+    one = elsewhere(scale(tmp_path))
+    one.usable = lambda _group: {"a": 0.2, "b": 1.0, "c": 1.0, "d": 1.0}
+    on = [one.on(f"vs-{n}", "Default-Group") for n in range(400)]
+    shares = {name: sum(name in engines for engines in on) for name in "abcd"}
+    assert 0 < shares["a"] < min(shares["b"], shares["c"], shares["d"]) / 2
+
+
+def test_spares_stay_free_until_they_are_needed(tmp_path: Path) -> None:
+    group = ServiceEngineGroupSpec(
+        ha_mode="NPlusM", buffer_se=1, min_se_per_vs=1, max_se_per_vs=4, max_se=4
+    )
+    one = scale(tmp_path, group)
+    assert one.with_spares("Default-Group", 2) == 3
+    assert one.with_spares("Default-Group", 4) == 4
+    elsewhere(one, "a", "b", "c", announced={"first": {"a"}, "second": {"b"}})
+    used = {name for n in range(40) for name in one.on(f"vs-{n}", "Default-Group")}
+    assert used == {"a", "b"}
+    elsewhere(one, "b", "c", announced={"second": {"b"}}).changed()
+    assert one.on("second", "Default-Group") == ("b",)
+    elsewhere(one, "c").changed()
+    assert one.on("second", "Default-Group") == ("c",)
+
+
+def test_one_serves_and_a_second_one_stands_by(tmp_path: Path) -> None:
+    group = ServiceEngineGroupSpec(ha_mode="ActiveStandby")
+    one = elsewhere(scale(tmp_path, group), "a", "b", "c")
+    assert one.wanted("vs", "Default-Group") == 2
+    active, standby = one.on("vs", "Default-Group")
+    assert one.stands_by("vs", "Default-Group", standby)
+    assert not one.stands_by("vs", "Default-Group", active)
+    # Whoever serves goes on to serve when the other one is back.
+    one.rank = lambda _vs, engine: 0 if engine == standby else 2
+    one.changed()
+    assert one.on("vs", "Default-Group")[0] == standby
+    no = one.to("vs", "Default-Group", 3)
+    assert no is not None
+    assert "is ActiveStandby" in no.remedy
+
+
+def test_a_group_without_routers_shares_every_address(tmp_path: Path) -> None:
+    one = elsewhere(scale(tmp_path))
+    assert one.has("vs", "Default-Group", "envoy-7")
+
+
 def test_a_name_tells_the_place_in_the_group() -> None:
     assert [number_of(name) for name in ("a-se-1", "a-se-1-se-12", "a", "a-se-x")] == [1, 12, 0, 0]

@@ -17,6 +17,7 @@ from akocore.kube.objects import (
     IngressServiceBackend,
     IngressSpec,
     IngressTLS,
+    LabelledMeta,
     ObjectMeta,
     Service,
     ServiceBackendPort,
@@ -76,7 +77,7 @@ def translated(specs: list[IngressSpec]) -> tuple[dict[str, HostModel], list[Ref
     store = Store()
     ports = (ServicePort(port=80, name="http"), ServicePort(port=81))
     cart = Service(
-        metadata=ObjectMeta(name="cart", namespace="shop"), spec=ServiceSpec(ports=ports)
+        metadata=LabelledMeta(name="cart", namespace="shop"), spec=ServiceSpec(ports=ports)
     )
     store.apply(Change("Service", cart.key, cart))
     no: list[Refusal] = []

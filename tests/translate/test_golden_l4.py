@@ -39,7 +39,7 @@ def _changes(manifests: list[dict[str, Any]]) -> list[Change]:
         if struct.NAMESPACED:
             document["metadata"] = {**meta, "namespace": meta.get("namespace", "default")}
         obj = decode(document, struct)
-        out.append(Change(struct.KIND, obj.key, obj))
+        out.append(Change(struct.stored(), obj.key, obj))
     return out
 
 

@@ -13,6 +13,7 @@ from akocore.cli.explain import explain
 from akocore.cli.get import get
 from akocore.cli.install import crds, install, uninstall
 from akocore.cli.lab import lab
+from akocore.cli.migrate import migrate
 from akocore.cli.scale import scale
 from akocore.cli.se import se
 from akocore.cli.serve import serve
@@ -45,6 +46,7 @@ for command in (
 app.add_typer(ecmp, name="ecmp")
 app.add_typer(lab, name="lab")
 app.add_typer(se, name="se")
+app.add_typer(migrate, name="migrate")
 
 
 def main() -> None:

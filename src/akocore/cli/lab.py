@@ -121,11 +121,23 @@ def up(
     handover: Annotated[
         bool, typer.Option("--handover", help="no connection breaks when Service Engines change")
     ] = False,
+    manifests: Annotated[
+        Path | None,
+        typer.Option(help="a directory that a controller follows, which makes Service Engines"),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="of that controller")] = None,
 ) -> None:
     """Bring the lab up: client, upstream router, Service Engines that announce the VIPs, pods."""
     import time
 
     vips = vip or []
+    if manifests is not None:
+        words = [str(manifests.absolute()), "--prefix", prefix]
+        words += ["--handover"] if handover else []
+        words += ["--config", str(config.absolute())] if config is not None else []
+        words += ["--frr-dir", str(frr_dir)] if frr_dir is not None else []
+        _with(state, frr_dir, lambda topology: _follow(topology, words), new=prefix)
+        return
 
     async def action(topology: Topology) -> None:
         start = time.perf_counter()
@@ -141,6 +153,124 @@ def up(
             typer.echo(f"{one} has {se} next hops in the router's kernel after {took:.2f} s")
 
     _with(state, frr_dir, action, new=prefix, handover=handover)
+
+
+async def _follow(topology: Topology, words: list[str]) -> None:
+    """A lab whose controller goes on in the background."""
+    from akocore.lab.controlled import Controlled
+
+    directory = topology.directory
+    made = Controlled(directory, topology.frr)
+    await made.start(*words, "--state", str(directory))
+    typer.echo(
+        f"a controller follows {words[0]}; ask it with --state {directory / 'controller'}, as in"
+        f" `akocore get vs --state {directory / 'controller'}`; it ends with `akocore lab down`"
+    )
+
+
+@lab.command(hidden=True)
+def controller(
+    manifests: Annotated[Path, typer.Argument(help="directory of manifests")],
+    state: StateOption = None,
+    frr_dir: FrrOption = None,
+    envoy: Annotated[Path | None, typer.Option(help="Envoy's binary")] = None,
+    prefix: PrefixOption = "ako-",
+    handover: Annotated[bool, typer.Option("--handover")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML")] = None,
+    upstream_bfd: Annotated[
+        int, typer.Option(help="ms between the router's packets, of which 3 may be lost")
+    ] = 0,
+) -> None:
+    """Be the controller of a new lab; `up --manifests` starts it in the background."""
+    import asyncio
+
+    import msgspec
+
+    from akocore.config import ConfigError, load_config
+    from akocore.engines.envoy.process import EngineError, find_envoy
+    from akocore.engines.frr.config import Bfd
+    from akocore.engines.frr.process import find_frr
+    from akocore.lab.controlled import control
+    from akocore.lab.topology import Plan
+    from akocore.observe.logs import LogFormat, LogLevel, configure
+
+    configure(LogFormat.TEXT, LogLevel.INFO)
+    plan = Plan(prefix=prefix, handover=handover)
+    if upstream_bfd:
+        bfd = Bfd(transmit_ms=upstream_bfd, receive_ms=upstream_bfd, multiplier=3)
+        plan = msgspec.structs.replace(
+            plan, upstream=msgspec.structs.replace(plan.upstream, bfd=bfd)
+        )
+
+    def go() -> None:
+        loaded, found = load_config(config), find_envoy(envoy)
+        frr = find_frr(frr_dir)
+        asyncio.run(control(_directory(state), manifests, plan, loaded, found, frr))
+
+    try:
+        _guarded(go)
+    except (ConfigError, EngineError) as err:
+        typer.echo(f"akocore: {err}", err=True)
+        raise typer.Exit(1) from err
+
+
+@lab.command()
+def traffic(
+    vip: Annotated[str, typer.Argument(help="as 10.10.16.224")],
+    host: Annotated[str, typer.Option(help="that an Ingress has")] = "hello.avi.iberia.local",
+    seconds: Annotated[float, typer.Option(help="how long", min=0.1)] = 5,
+    rate: Annotated[float, typer.Option(help="new connections a second", min=0)] = 100,
+    kept: Annotated[int, typer.Option(help="connections that are kept", min=0)] = 50,
+    state: StateOption = None,
+    frr_dir: FrrOption = None,
+) -> None:
+    """Connections of the lab's client to a VIP; exit code 1 when one fails."""
+
+    async def action(topology: Topology) -> None:
+        from akocore.cli.lab_bench import traffic_of
+
+        if not await traffic_of(topology, vip, host, seconds, rate, kept):
+            raise typer.Exit(1)
+
+    _with(state, frr_dir, action)
+
+
+@lab.command()
+def verify(
+    vip: Annotated[str, typer.Argument(help="as 10.10.16.224")],
+    tuples: Annotated[int, typer.Option(help="compared with `ip route get`", min=0)] = 100_000,
+    flows: Annotated[int, typer.Option(help="real connections", min=0, max=50_000)] = 5_000,
+    state: StateOption = None,
+    frr_dir: FrrOption = None,
+) -> None:
+    """Compare what `akocore ecmp` predicts with the router's kernel and with real connections."""
+
+    async def action(topology: Topology) -> None:
+        from akocore.cli.lab_bench import verify_of
+
+        if not await verify_of(topology, vip, tuples, flows):
+            raise typer.Exit(1)
+
+    _with(state, frr_dir, action)
+
+
+@lab.command()
+def bench(
+    tries: Annotated[int, typer.Option(help="of cutting a Service Engine off", min=1)] = 20,
+    frr_dir: FrrOption = None,
+    envoy: Annotated[Path | None, typer.Option(help="Envoy's binary")] = None,
+    prefix: PrefixOption = "akobench-",
+) -> None:
+    """How fast routes follow and what it costs, in a lab of its own; 1 when a figure is missed."""
+    from akocore.cli.lab_bench import bench_of, in_scratch
+
+    codes: list[int] = []
+
+    def go() -> None:
+        codes.append(in_scratch(lambda scratch: bench_of(frr_dir, envoy, prefix, tries, scratch)))
+
+    _guarded(go)
+    raise typer.Exit(codes[0])
 
 
 @lab.command()
@@ -313,6 +443,7 @@ def down(state: StateOption = None, prefix: PrefixOption = "ako-") -> None:
     import asyncio
     import shutil
 
+    from akocore.lab.controlled import end_controller
     from akocore.lab.rootless import find_holder, let_go
     from akocore.lab.topology import sweep
 
@@ -320,6 +451,7 @@ def down(state: StateOption = None, prefix: PrefixOption = "ako-") -> None:
 
     def go() -> None:
         if os.geteuid() == 0:
+            end_controller(directory)
             asyncio.run(sweep(directory, prefix))
         elif (holder := find_holder(directory)) is not None:
             let_go(holder)

@@ -61,13 +61,15 @@ class Resource(Struct, frozen=True):
 
 def _plural(kind: str) -> str:
     lower = kind.lower()
+    if lower.endswith("cy"):
+        return f"{lower[:-1]}ies"
     return f"{lower}es" if lower.endswith("s") else f"{lower}s"
 
 
 def resources() -> dict[str, Resource]:
     """Every kind that akocore reads or writes, by kind, in its newest version."""
     return {
-        kind.KIND: Resource(kind, kind.VERSIONS[-1], _plural(kind.KIND))
+        kind.stored(): Resource(kind, kind.VERSIONS[-1], _plural(kind.KIND))
         for kind in (*dict.fromkeys(KINDS.values()), *OWN_KINDS)
     }
 
@@ -103,7 +105,7 @@ class ApiServer:
                 headers=headers,
                 connector=aiohttp.TCPConnector(ssl=self._found.ssl_context(), limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-                read_bufsize=1 << 20,
+                read_bufsize=1 << 18,
             )
             if old is not None:
                 await old.close()

@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from akocore.kube.api import ApiServer, resources
+from akocore.kube.gateway_objects import GATEWAY_KINDS
 from akocore.kube.informer import Informer, Tally
-from akocore.kube.objects import Batch, Change, Secret
+from akocore.kube.objects import Batch, Change
 from akocore.model import Refusal
 from akocore.revisions import Received
 
@@ -24,7 +25,8 @@ __all__ = ["WATCHED", "Cluster"]
 
 WATCHED = (
     *("VsVip", "IngressClass", "Namespace", "AviInfraSetting", "ServiceEngineGroup", "Network"),
-    *("GatewayClass", "Gateway", "Service", "EndpointSlice", "Ingress"),
+    *("GatewayClass", "Gateway", *(kind.stored() for kind in GATEWAY_KINDS)),
+    *("Service", "EndpointSlice", "Ingress"),
 )
 _SECRETS_S = 5.0  # an API server that is away does not hold up everything else
 WINDOW_S = 0.001  # what one `kubectl apply` makes within it goes together
@@ -35,7 +37,7 @@ _PATH = re.compile(r" - at `\$\.?(.*)`$")
 class Cluster:
     """The objects of a cluster.  First `first`, then `watch`, in one task.
 
-    Secrets are read one by one, as `follow_secrets` names them; nothing lists them.
+    Secrets and ConfigMaps are read one by one, as `follow` names them; nothing lists them.
     """
 
     def __init__(self, api: ApiServer) -> None:
@@ -96,20 +98,20 @@ class Cluster:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def follow_secrets(self, wanted: set[str]) -> Batch | None:
-        """Watch just these Secrets ("namespace/name"); what came with that.
+    async def follow(self, wanted: set[str]) -> Batch | None:
+        """Watch just these Secrets and ConfigMaps ("Kind/namespace/name"); what came with that.
 
         Cost: how many they are.
         """
-        want = {f"Secret/{key}" for key in wanted}
-        have = {name for name in self._tasks if name.startswith("Secret/")}
-        for name in have - want:
+        have = {name for name in self._tasks if "/" in name}
+        for name in have - wanted:
             self._tasks.pop(name).cancel()
-            self._take([Change("Secret", name.removeprefix("Secret/"), None)])
+            kind, _, key = name.partition("/")
+            self._take([Change(kind, key, None)])
         started = []
-        for name in sorted(want - have):
-            _, namespace, secret = name.split("/")
-            informer = self._informer(Secret.KIND, namespace, f"metadata.name={secret}")
+        for name in sorted(wanted - have):
+            kind, namespace, own = name.split("/")
+            informer = self._informer(kind, namespace, f"metadata.name={own}")
             self._tasks[name] = asyncio.create_task(informer.run(), name=name)
             started.append(informer)
         with contextlib.suppress(TimeoutError):

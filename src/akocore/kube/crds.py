@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import inspect
 
+from akocore.kube.gateway_objects import GATEWAY_API
 from akocore.kube.objects import (
     OWN_KINDS,
     AviInfraSetting,
@@ -237,6 +238,12 @@ def _rule(group: str, resources: list[str], verbs: list[str]) -> dict[str, Any]:
     return {"apiGroups": [group], "resources": resources, "verbs": verbs}
 
 
+_GATEWAY_API = [
+    *("gatewayclasses", "gateways", "listenersets", "referencegrants", "backendtlspolicies"),
+    *("httproutes", "grpcroutes", "tlsroutes", "tcproutes", "udproutes"),
+]
+
+
 def clean_up_rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What ``akocore uninstall`` may do everywhere, and in the controller's namespace."""
     status = ["list", "get", "patch"]
@@ -280,7 +287,9 @@ def rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rule("networking.x-k8s.io", ["gateways/status", "gatewayclasses/status"], ["patch"]),
         rule("", ["services", "namespaces"], read),
         rule("", ["services/status"], ["patch"]),
-        rule("", ["secrets"], ["get", "watch"]),
+        rule("", ["secrets", "configmaps"], ["get", "watch"]),
+        rule(GATEWAY_API, _GATEWAY_API, read),
+        rule(GATEWAY_API, [f"{one}/status" for one in _GATEWAY_API], ["patch"]),
         rule("discovery.k8s.io", ["endpointslices"], read),
         rule("ako.vmware.com", ["aviinfrasettings"], read),
         rule("ako.vmware.com", ["aviinfrasettings/status"], ["patch"]),

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from akocore.kube.api import ApiError, ApiServer, Resource, Status
-from akocore.kube.objects import Change, Object, ObjectMeta
+from akocore.kube.objects import Change, Object, ObjectMeta, share
 
 __all__ = ["Informer", "Tally"]
 
@@ -56,6 +56,13 @@ class _ListMeta(Struct, rename={"resource_version": "resourceVersion", "go_on": 
 class _List(Struct):
     metadata: _ListMeta
     items: list[Raw] = []
+
+
+class _Seen(Struct, frozen=True, gc=False):
+    """An object of a list, or why it can't be read.  The bytes are not kept: there are many."""
+
+    key: str
+    what: Object | str
 
 
 class _GoneError(Exception):
@@ -151,12 +158,12 @@ class Informer:
                 if err.code not in (400, 405, 415, 422):
                     raise
                 self._streams_lists = False
-        items: list[Raw] = []
+        items: list[_Seen] = []
         query = {**self._query, "limit": str(_PAGE)}
         while True:
             raw = await self._api.request("GET", self._path, query)
             page = msgspec.json.decode(raw, type=_List)
-            items += page.items
+            items += [self._see(item) for item in page.items]
             if not page.metadata.go_on:
                 break
             query["continue"] = page.metadata.go_on
@@ -171,7 +178,7 @@ class Informer:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(_WATCH_S),
         }
-        items: list[Raw] = []
+        items: list[_Seen] = []
         late: list[_Event] = []  # changes while the list is on its way
         listing = True
         async for line in self._api.lines(self._path, query):
@@ -179,7 +186,7 @@ class Informer:
             if not listing:
                 self._event(event)
             elif event.type == "ADDED":
-                items.append(event.object)
+                items.append(self._see(event.object))
             elif event.type == "BOOKMARK":
                 meta = msgspec.json.decode(event.object, type=_Bookmark).metadata
                 if (meta.annotations or {}).get(_INITIAL_END) == "true":
@@ -194,16 +201,14 @@ class Informer:
         if listing:
             raise ApiError(0, "Disconnected", "the stream ended before the list did")
 
-    def _replace(self, items: list[Raw], version: str) -> None:
+    def _replace(self, items: list[_Seen], version: str) -> None:
         """The whole list: deliver only what differs from what was delivered."""
         changes: list[Change] = []
         gone = set(self._known)
-        for raw in items:
-            if (change := self._change(raw)) is not None:
+        for seen in items:
+            gone.discard(seen.key)
+            if (change := self._change(seen)) is not None:
                 changes.append(change)
-                gone.discard(change.key)
-            else:
-                gone.discard(self._decode_meta.decode(raw).metadata.key)
         changes += [self._gone(key) for key in sorted(gone)]
         self._version = version
         self.read = max(self.read, int(version or 0))
@@ -243,7 +248,7 @@ class Informer:
     def _event(self, event: _Event) -> None:
         match event.type:
             case "ADDED" | "MODIFIED":
-                change = self._change(event.object)
+                change = self._change(self._see(event.object))
                 if change is not None:
                     self._deliver([change])
                 self._reached(self._decode_meta.decode(event.object).metadata.resource_version)
@@ -269,18 +274,23 @@ class Informer:
 
     # ── objects ─────────────────────────────────────────────────────────────────────────────
 
-    def _change(self, raw: Raw) -> Change | None:
-        """None: known already as it is, or not to be read (then it stays as it was)."""
-        kind = self.resource.kind.KIND
-        obj: Object
+    def _see(self, raw: Raw) -> _Seen:
+        """What the server said, decoded; nothing is made of it yet."""
         try:
             obj = self._decode.decode(raw)
         except msgspec.ValidationError as err:
-            meta = self._decode_meta.decode(raw).metadata
-            self._bad.add(meta.key)
-            self._refused(f"{kind}/{meta.key}", str(err))
+            return _Seen(self._decode_meta.decode(raw).metadata.key, str(err))
+        share(obj)
+        return _Seen(obj.key, obj)
+
+    def _change(self, seen: _Seen) -> Change | None:
+        """None: known already as it is, or not to be read (then it stays as it was)."""
+        kind, key, obj = self.resource.kind.stored(), seen.key, seen.what
+        if isinstance(obj, str):
+            self._bad.add(key)
+            self._refused(f"{kind}/{key}", obj)
             return None
-        key, version = obj.key, int(obj.metadata.resource_version or 0)
+        version = int(obj.metadata.resource_version or 0)
         if key in self._bad:
             self._bad.discard(key)
             self._refused(f"{kind}/{key}", None)
@@ -303,7 +313,7 @@ class Informer:
         self.read = max(self.read, int(version or 0))
 
     def _gone(self, key: str) -> Change:
-        kind = self.resource.kind.KIND
+        kind = self.resource.kind.stored()
         self._known.pop(key, None)
         if key in self._bad:
             self._bad.discard(key)

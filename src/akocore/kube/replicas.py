@@ -262,12 +262,15 @@ class Replicas:
             for one in said.engines:
                 if one.name not in found or found[one.name].since < one.since:
                     found[one.name] = self._elsewhere(one, said)
-        self.routers.elsewhere = {
+        routers = {
             router.name: router
             for other in self._others.values()
             if now - other.heard <= other.replica.status.lease_seconds
             for router in other.replica.status.routers
         }
+        if routers != self.routers.elsewhere:
+            self.routers.elsewhere = routers
+            self.routers.on_elsewhere()
         before, self._ads.elsewhere = self._ads.elsewhere, found
         for name in before.keys() - found.keys():
             self._lose(name, before[name].group)

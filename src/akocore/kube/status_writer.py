@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from akocore import status
 from akocore.events import Event
-from akocore.kube import l4_status, mirrors
+from akocore.kube import gateway_status, l4_status, mirrors
 from akocore.kube.api import ApiError, ApiServer, Resource, resources
 from akocore.kube.objects import (
     AviInfraSetting,
@@ -49,8 +49,10 @@ FIELD_MANAGER = "akocore"
 _CONTROLLER = "akocore.io/controller"
 _WORKERS = 16
 _ORDER = (
-    *("AviInfraSetting", "Network", "GatewayClass", "Gateway", "Service", "Ingress"),
-    *("Gateway (all)", "Service (all)", "Ingress (all)", "VirtualService", "ServiceEngine"),
+    *("AviInfraSetting", "Network", "GatewayClass", "Gateway", *gateway_status.KINDS),
+    *("Service", "Ingress"),
+    *("Gateway (all)", *(f"{kind} (all)" for kind in gateway_status.KINDS)),
+    *("Service (all)", "Ingress (all)", "VirtualService", "ServiceEngine"),
 )
 _EVENTS_KEPT = 10_000
 _MIRROR_S = 1.0  # a mirror is written once in this time at most
@@ -132,9 +134,13 @@ class StatusWriter:
 
     @property
     def waiting(self) -> int:
-        """How many writes are due."""
-        due = sum(map(len, self._due.values())) + len(self._events)
-        return due + len(self._busy) + len(self._delayed)
+        """How many statuses and mirrors are due."""
+        return sum(map(len, self._due.values())) + len(self._busy) + len(self._delayed)
+
+    @property
+    def events_waiting(self) -> int:
+        """How many events are to be written, when no status is due."""
+        return len(self._events)
 
     # ── what is due ─────────────────────────────────────────────────────────────────────────
 
@@ -156,6 +162,8 @@ class StatusWriter:
         self._due["Ingress (all)"].update(dict.fromkeys(store.all("Ingress")))
         self._due["Gateway (all)"].update(dict.fromkeys(store.all("Gateway")))
         self._due["Service (all)"].update(dict.fromkeys(l4_status.with_status(self._at)))
+        for kind in gateway_status.KINDS:
+            self._due[f"{kind} (all)"].update(dict.fromkeys(store.all(kind)))
         for kind in ("AviInfraSetting", "Network", "GatewayClass"):
             self._due[kind].update(dict.fromkeys(store.all(kind)))
         self._due["VirtualService"].update(dict.fromkeys(self._at.placement.services))
@@ -227,6 +235,8 @@ class StatusWriter:
                     await self._write_accepted(kind, key)
                 case "GatewayClass" | "Gateway" | "Service":
                     await self._write_l4(kind, key)
+                case _ if kind in gateway_status.KINDS:
+                    await self._write_gateway_api(kind, key)
                 case _:
                     wait = await self._write_mirror(kind, key)
         except (ApiError, TimeoutError) as err:
@@ -263,7 +273,7 @@ class StatusWriter:
         """Apply a status that was computed from ``version``; the version that it made."""
         if not await self._pace():
             return None
-        resource, meta = self._resources[obj.KIND], obj.metadata
+        resource, meta = self._resources[obj.stored()], obj.metadata
         body = {
             "apiVersion": resource.api_version,
             "kind": obj.KIND,
@@ -367,6 +377,21 @@ class StatusWriter:
             if await self._apply_status(obj, version, wanted) is None:
                 return
             for note in l4_status.news(obj, wanted):
+                self._serve.events.say(f"{kind}/{key}", "Normal", *note)
+
+    async def _write_gateway_api(self, kind: str, key: str) -> None:
+        obj = self._at.store.all(kind).get(key)
+        if obj is None:
+            return
+        version = int(obj.metadata.resource_version or 0)
+        wanted = gateway_status.wanted(self._at, obj, self._serve.show_gateway_later)
+        if wanted is None:  # not ours, or no longer: what we wrote goes
+            if gateway_status.may_be_ours(obj) and await self._is_ours(kind, obj):
+                await self._apply_status(obj, version, gateway_status.nothing(obj))
+        elif not gateway_status.says(obj, wanted):
+            if await self._apply_status(obj, version, wanted) is None:
+                return
+            for note in gateway_status.news(obj, wanted):
                 self._serve.events.say(f"{kind}/{key}", "Normal", *note)
 
     # ── settings and Networks ───────────────────────────────────────────────────────────────
@@ -497,7 +522,7 @@ class StatusWriter:
             "note": event.note[:1024],
             "regarding": {
                 "apiVersion": self._resources[kind].api_version,
-                "kind": kind,
+                "kind": obj.KIND,
                 "namespace": obj.metadata.namespace,
                 "name": obj.metadata.name,
                 "uid": obj.metadata.uid,

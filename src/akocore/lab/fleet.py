@@ -21,6 +21,7 @@ from akocore.engines.frr.config import RouterConfig, VipState
 from akocore.engines.frr.observe import Observed
 from akocore.engines.frr.process import FrrError, in_namespace
 from akocore.engines.frr.session import Session, SessionError
+from akocore.engines.handover import HandoverError
 from akocore.kube.objects import ReplicaRouter
 from akocore.lab.topology import Engine, LabError, Topology
 
@@ -35,7 +36,8 @@ _log = logging.getLogger(__name__)
 class Fleet(Engines):
     """The Service Engines of one controller, in ``topology``, which must be up.
 
-    ``drained_s``: how long an address is announced as about to go before it is withdrawn.
+    ``drained_s``: how long an address is announced as about to go before it is withdrawn;
+    ``flows_s``: how long, with handover, connections then have to end.
     ``config_of(name, address)``: what the router of a new Service Engine does at first.
     """
 
@@ -50,6 +52,7 @@ class Fleet(Engines):
         *,
         concurrency: int = 1,
         drained_s: float = 1.0,
+        flows_s: float = 60.0,
         on_change: Callable[[str], None] = lambda _name: None,
     ) -> None:
         super().__init__(
@@ -63,6 +66,7 @@ class Fleet(Engines):
         )
         self.topology = topology
         self.drained_s = drained_s
+        self.flows_s = flows_s
         self.config_of: Callable[[str, str], RouterConfig] | None = None
         self.elsewhere: Mapping[str, ReplicaRouter] = {}  # nobody else has any
         self.problems: dict[str, str] = {}  # of Service Engines that could not be made
@@ -70,6 +74,9 @@ class Fleet(Engines):
         self._routes: dict[str, RouterConfig] = {}
         self._due: dict[str, asyncio.Event] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
+        self._ring: list[str] = []  # places that hand flows over to each other
+        self._ring_vips: tuple[str, ...] = ()
+        self._ring_turn = asyncio.Lock()
 
     def _within_its_namespace(self, name: str) -> list[str]:
         return in_namespace(self.topology.namespaces.path(self._places[name].name), [])
@@ -83,6 +90,11 @@ class Fleet(Engines):
 
     def router_id(self, name: str) -> str:
         return self.address(name)
+
+    @property
+    def held_s(self) -> float:
+        """How long an address that is given up still answers."""
+        return self.flows_s if self.topology.plan.handover else 1.0
 
     def snat(self, _name: str) -> str:
         return ""
@@ -142,8 +154,10 @@ class Fleet(Engines):
                 await teller
         session = self.session(name)
         if session is not None and grace_s != 0:
-            with contextlib.suppress(AddressError, SessionError):
+            with contextlib.suppress(AddressError, HandoverError, SessionError):
+                await self._hand_on(name)
                 await self._withdraw(session)
+                await self._until_flows_end(name)
         await super().stop([name], grace_s)
         if session is not None:
             with contextlib.suppress(AddressError, SessionError):
@@ -160,6 +174,46 @@ class Fleet(Engines):
         await asyncio.sleep(self.drained_s)
         held = tuple(msgspec.structs.replace(v, state=VipState.HELD) for v in config.vips)
         await session.apply(msgspec.structs.replace(config, vips=held))
+
+    # ─── handing flows over
+
+    async def _hand_over(self, name: str, config: RouterConfig) -> None:
+        """Before a router does ``config``: it joins the ring, or it has ended and leaves it."""
+        if not self.topology.plan.handover or name not in self._places:
+            return
+        place = self._places[name].name
+        async with self._ring_turn:
+            process = self.running.get(name)
+            lost = process is None or process.pid is None or process.hangs
+            announces = any(vip.state is not VipState.HELD for vip in config.vips)
+            ring = [one for one in self._ring if one != place or not lost]
+            if announces and place not in ring:
+                ring.append(place)
+            vips = tuple(sorted({*self._ring_vips, *(vip.address for vip in config.vips)}))
+            if ring == self._ring and vips == self._ring_vips:
+                return
+            before, self._ring, self._ring_vips = self._ring, ring, vips
+            if ring:
+                await self.topology.join(ring, before, vips)
+
+    async def _hand_on(self, name: str) -> None:
+        """It is to have no route soon: others will have to hand its flows to it."""
+        place = self._places[name].name
+        async with self._ring_turn:
+            if self.topology.plan.handover and place in self._ring:
+                others = [one for one in self._ring if one != place]
+                await self.topology.part(self._ring, others)
+
+    async def _until_flows_end(self, name: str) -> None:
+        """It has no route any more, and stays in the ring until its connections are over."""
+        place = self._places[name].name
+        if not self.topology.plan.handover or place not in self._ring:
+            return
+        left = await self.topology.handover(place).drained(self._ring_vips, self.flows_s)
+        _log.info("event=flows_over se=%s left=%d", name, left)
+        async with self._ring_turn:
+            self._ring = [one for one in self._ring if one != place]
+            await self.topology.join(self._ring, (), self._ring_vips)
 
     async def stop_all(self, grace_s: float | None = None) -> None:
         """End all of them at once: the lab ends with them."""
@@ -181,9 +235,11 @@ class Fleet(Engines):
             session = self.session(name)
             if session is None:
                 return
+            config = self._routes[name]
             try:
-                await session.apply(self._routes[name])
-            except (AddressError, SessionError) as err:
+                await self._hand_over(name, config)
+                await session.apply(config)
+            except (AddressError, HandoverError, SessionError) as err:
                 _log.warning("event=se_not_told se=%s why=%r", name, str(err))
                 await asyncio.sleep(_AGAIN_S)
                 due.set()

@@ -331,6 +331,20 @@ class Topology:
             self.sessions[name] = session
         return self.sessions[name]
 
+    async def join(
+        self, members: Sequence[str], before: Sequence[str], vips: Sequence[str]
+    ) -> None:
+        """Have ``members`` hand flows of ``vips`` over, before routes are theirs.
+
+        ``before``: who has the routes now.  For a controller, which has no other way to tell.
+        """
+        self._remember(vips=vips)
+        await self._hand_over(members, before)
+
+    async def part(self, members: Sequence[str], after: Sequence[str]) -> None:
+        """``members`` have the routes now, and just ``after`` are to have them."""
+        await self._hand_over(members, members, after)
+
     def handover(self, name: str) -> Handover:
         """What hands flows of a Service Engine over."""
         if name not in self._handovers:

@@ -397,5 +397,6 @@ class _Reader(Collector):
         if sink is None:
             return
         yield _gauge("status_waiting", "Writes of status that are due.", sink.waiting)
+        yield _gauge("events_waiting", "Events to be written after them.", sink.events_waiting)
         yield _counter("status_writes", "Statuses and mirrors that were written.", sink.written)
         yield _counter("status_failures", "Writes that failed and are tried again.", sink.failed)

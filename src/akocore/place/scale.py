@@ -1,13 +1,19 @@
-"""How many Service Engines a virtual service is on, where each has its own number of them.
+"""How many Service Engines a virtual service is on, and which, where each has its own.
 
-A virtual service is on the first so many Service Engines of its group.  The number is the
-group's minSePerVs until somebody scales it out; that is remembered, and never beyond what the
-group allows.
+The number is the group's minSePerVs until its setting or somebody asks for more, and never beyond
+what the group allows.  Which ones: those that announce it already, so that nothing moves without
+need; then the lowest number of those made here, or, of those elsewhere, the highest hash of both
+names (rendezvous hashing: Thaler and Ravishankar, 1998): every replica comes to the same, the
+virtual services of a group spread over its engines, and one that goes moves only its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from math import log
 from typing import TYPE_CHECKING
+
+from mmh3 import hash as murmur
 
 from akocore.model import Refusal
 from akocore.place.state import Facts
@@ -15,8 +21,9 @@ from akocore.place.state import Facts
 if TYPE_CHECKING:
     from akocore.infrastructure import Infrastructure
 
-__all__ = ["Scale", "number_of"]
+__all__ = ["ACTIVE_STANDBY", "Scale", "number_of"]
 
+ACTIVE_STANDBY, N_PLUS_M = "ActiveStandby", "NPlusM"
 _ROOM = "scale"
 
 
@@ -26,12 +33,33 @@ def number_of(engine: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-class Scale:
-    """Decides and remembers: virtual service → how many Service Engines."""
+def _score(vs: str, engine: str, weight: float) -> float:
+    """Of weighted rendezvous hashing; less is better."""
+    uniform = (murmur(f"{vs}\0{engine}", signed=False) + 0.5) / 2**32
+    return -log(uniform) / weight
 
-    def __init__(self, facts: Facts, infrastructure: Infrastructure) -> None:
+
+class Scale:
+    """Decides and remembers: virtual service → how many Service Engines, and which.
+
+    ``remembers``: a number that somebody asks for by `to` outlives this process.
+    """
+
+    def __init__(
+        self, facts: Facts, infrastructure: Infrastructure, *, remembers: bool = True
+    ) -> None:
+        # How many the setting of a virtual service asks for; 0: none.
+        self.asked: Callable[[str], int] = lambda _vs: 0
+        # Service Engines of a group that can be used, with their weights; None: not known.
+        self.usable: Callable[[str], Mapping[str, float]] | None = None
+        # How a Service Engine has a virtual service: 0 serves it, 1 stands by, 2 not at all.
+        self.rank: Callable[[str, str], int] = lambda _vs, _engine: 2
+        # Whether a Service Engine serves anything.
+        self.busy: Callable[[str], bool] = lambda _engine: False
         self._facts = facts
         self._infrastructure = infrastructure
+        self._remembers = remembers
+        self._chosen: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def wanted(self, vs: str, group: str) -> int:
         """How many Service Engines of ``group`` the virtual service is to be on."""
@@ -39,19 +67,89 @@ class Scale:
         spec = at.groups.get(group)
         if spec is None or not at.speaks_bgp:
             return at.engines_of(group)
-        asked = int(self._facts.room(_ROOM).get(vs, 0))
+        if spec.ha_mode == ACTIVE_STANDBY:
+            return 2
+        asked = max(int(self._facts.room(_ROOM).get(vs, 0)), self.asked(vs))
         most = max(min(spec.max_se_per_vs, spec.max_se), 1)
         return min(max(asked, spec.min_se_per_vs), most)
 
+    def with_spares(self, group: str, number: int) -> int:
+        """How many Service Engines a group needs that has virtual services on ``number``."""
+        spec = self._infrastructure.groups.get(group)
+        if spec is None or spec.ha_mode != N_PLUS_M or not number:
+            return number
+        return max(number, min(number + spec.buffer_se, spec.max_se))
+
     def least(self, group: str) -> int:
         """How many it must be on to be wholly up."""
+        spec = self._infrastructure.groups.get(group)
+        if spec is not None and self._infrastructure.speaks_bgp and spec.ha_mode == ACTIVE_STANDBY:
+            return 2
         return self._infrastructure.engines_of(group)
+
+    def stands_by(self, vs: str, group: str, engine: str) -> bool:
+        """Whether it is another Service Engine that serves, while that can."""
+        spec = self._infrastructure.groups.get(group)
+        if spec is None or spec.ha_mode != ACTIVE_STANDBY:
+            return False
+        return engine in self.on(vs, group)[1:]
 
     def has(self, vs: str, group: str, engine: str) -> bool:
         """Whether a Service Engine of the group is one of them."""
         if not self._infrastructure.speaks_bgp:
             return True
-        return number_of(engine) <= self.wanted(vs, group)
+        if self.usable is None:
+            return number_of(engine) <= self.wanted(vs, group)
+        there = self.usable(group)
+        if not there and not number_of(engine):
+            return True  # of a group without a router: all share every address
+        return engine in self.on(vs, group)
+
+    def changed(self) -> None:
+        """Service Engines came or went, or announce something else."""
+        self._chosen.clear()
+
+    def on(self, vs: str, group: str) -> tuple[str, ...]:
+        """The Service Engines that a virtual service is on, who serves it first.
+
+        Cost: those of the group, after `changed`.
+        """
+        if (found := self._chosen.get((vs, group))) is None:
+            found = self._chosen[vs, group] = self._choose(vs, group)
+        return found
+
+    def _choose(self, vs: str, group: str) -> tuple[str, ...]:
+        there = self.usable(group) if self.usable is not None else {}
+        wanted = self.wanted(vs, group)
+        spares = self._spares(group, there, wanted)
+        order = sorted(
+            there,
+            key=lambda engine: (
+                engine in spares,
+                self.rank(vs, engine),
+                number_of(engine) if self._numbered(group, engine) else 0,
+                _score(vs, engine, there[engine]),
+                engine,
+            ),
+        )
+        return tuple(order[:wanted])
+
+    @staticmethod
+    def _numbered(group: str, engine: str) -> bool:
+        """Whether it was made here, for the number that it has."""
+        return engine == f"{group}-se-{number_of(engine)}"
+
+    def _spares(self, group: str, there: Mapping[str, float], wanted: int) -> set[str]:
+        """Those that stay free for others that fail, while there are enough others."""
+        spec = self._infrastructure.groups.get(group)
+        if spec is None or spec.ha_mode != N_PLUS_M:
+            return set()
+        number = max(min(spec.buffer_se, len(there) - wanted), 0)
+        busy = {one for one in there if self.busy(one)}
+        order = sorted(
+            there, key=lambda one: (one in busy, -number_of(one), _score(group, one, 1.0), one)
+        )
+        return set(order[:number])
 
     def to(self, vs: str, group: str, number: int) -> Refusal | None:
         """Have the virtual service on ``number`` Service Engines from now on, or say why not."""
@@ -67,6 +165,17 @@ class Scale:
                 "Unsupported",
                 "Local Service Engines share every address: set minSePerVs of ServiceEngineGroup"
                 f" {group}.",
+            )
+        if not self._remembers:
+            return no(
+                "Unsupported",
+                "In a cluster, replicas follow objects: set annotation akocore.io/scale-out of its"
+                f" AviInfraSetting, or minSePerVs of ServiceEngineGroup {group}.",
+            )
+        if spec.ha_mode == ACTIVE_STANDBY:
+            return no(
+                "Unsupported",
+                f"ServiceEngineGroup {group} is ActiveStandby: one serves, and one stands by.",
             )
         for limit, name in (
             (spec.max_se_per_vs, "maxSePerVs"),
@@ -87,6 +196,7 @@ class Scale:
             self._facts.drop(_ROOM, vs)
         else:
             self._facts.put(_ROOM, vs, str(number))
+        self.changed()
         return None
 
     def forget(self, vs: str) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container
+from sys import intern
 
 from msgspec import Struct, field
 
 from akocore._fast.shard import shard_hosts
 from akocore.kube.objects import NetworkSpec
 from akocore.model import HostModel, L4Listener
+from akocore.place.gateways import PlacedGateway
 from akocore.place.ipam import Ipam
 from akocore.place.state import Facts
 from akocore.translate.classes import Infra
@@ -64,6 +66,7 @@ class VirtualService(Struct):
     exhausted: str = ""  # the Network that has no address left for it
     wanted: str = ""  # the one address that it may have; "": any
     listeners: dict[tuple[str, int], PlacedListener] | None = None
+    gateway: PlacedGateway | None = None  # of the Gateway API; then `listeners` has none
     silent: set[tuple[str, str]] = field(default_factory=set)  # (group, address) left to drain
 
     @property
@@ -80,22 +83,29 @@ class VirtualService(Struct):
 
 
 class Placed(Struct):
-    """A host and where it is served.  ``old``: virtual services that it is leaving."""
+    """A host and where it is served.  ``old``: virtual services that it is leaving.
+
+    There is one a host: what most have alike is a tuple, or shared.
+    """
 
     model: HostModel
     vs: str
     old: dict[str, int] = field(default_factory=dict)  # name → number of the move
-    left: set[str] = field(default_factory=set)  # of `old`: no longer shown
-    # (group, virtual service) → the publication that brought it there
-    sequence: dict[tuple[str, str], int] = field(default_factory=dict)
-    scopes: frozenset[tuple[str, str]] = frozenset()  # (group, scope's name) published
+    left: frozenset[str] = frozenset()  # of `old`: no longer shown
+    # (group, virtual service, the publication that brought it there)
+    places: tuple[tuple[str, str, int], ...] = ()
+    scopes: tuple[tuple[str, str], ...] = ()  # (group, scope's name) published
     # (group, virtual service, Service port) referred to
-    backends: frozenset[tuple[str, str, str]] = frozenset()
+    backends: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def shown(self) -> str:
         """The virtual service whose address status names."""
         return next((vs for vs in self.old if vs not in self.left), self.vs)
+
+    def sequence(self, group: str, vs: str) -> int:
+        """The publication that brought it there; 0: it is not there, -1: not yet published."""
+        return next((n for at, name, n in self.places if (at, name) == (group, vs)), 0)
 
 
 class Placement:
@@ -129,7 +139,7 @@ class Placement:
             if fact is not None and fact.startswith(f"{size} "):
                 out[i] = int(fact[len(size) + 1 :])
             else:
-                self.state.put("shard", key, f"{size} {out[i]}")
+                self.state.put("shard", key, intern(f"{size} {out[i]}"))
         return out
 
     def forget_host(self, setting: str, host: str) -> None:
@@ -152,6 +162,13 @@ class Placement:
         if service is None:
             service = VirtualService(name, infra, L4_SHARD, listeners={})
             self.services[name] = service
+        return service
+
+    def gateway_service(self, name: str, infra: Infra) -> VirtualService:
+        """The virtual service of a Gateway of that name; made, without a home, when it is new."""
+        service = self.l4_service(name, infra)
+        if service.gateway is None:
+            service.gateway = PlacedGateway()
         return service
 
     # ── addresses ───────────────────────────────────────────────────────────────────────────

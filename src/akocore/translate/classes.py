@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,19 @@ from akocore.model import Refusal
 if TYPE_CHECKING:
     from akocore.store import Store
 
-__all__ = ["CONTROLLER", "Governed", "Infra", "Listener", "govern", "infra_of"]
+__all__ = [
+    "CONTROLLER",
+    "HA_MODES",
+    "SCALE_OUT_ANNOTATION",
+    "Governed",
+    "Infra",
+    "Listener",
+    "govern",
+    "infra_of",
+]
 
+HA_MODES = ("ActiveActive", "NPlusM", "ActiveStandby")
+SCALE_OUT_ANNOTATION = "akocore.io/scale-out"
 CONTROLLER = "ako.vmware.com/avi-lb"
 DEFAULT_ANNOTATION = "ingressclass.kubernetes.io/is-default-class"
 CLASS_ANNOTATION = "kubernetes.io/ingress.class"
@@ -114,6 +126,7 @@ class Infra(Struct, frozen=True, gc=False):
     listeners: tuple[Listener, ...]
     rhi: bool = False  # its VIPs are announced by BGP
     bgp_peer_labels: tuple[str, ...] = ()  # only to peers with one of them; (): to all
+    scale_out: int = 0  # Service Engines of each virtual service; 0: as its group has it
 
 
 _LISTENERS = (Listener(80, False, False), Listener(443, True, True))
@@ -127,11 +140,12 @@ def infra_of(
     networks: Mapping[str, NetworkSpec],
     *,
     speaks_bgp: bool = False,
+    scale_out: str | None = None,
 ) -> tuple[Infra | None, tuple[Refusal, ...]]:
     """``spec`` (None: the defaults alone) as an `Infra`; None when it can't be accepted.
 
     ``speaks_bgp``: the Service Engines here have a router.  A field that nothing acts on is
-    refused, never passed over.
+    refused, never passed over.  ``scale_out``: what its annotation of that name has.
     """
     no: list[Refusal] = []
     owner = f"AviInfraSetting/{setting}" if setting else "Config"
@@ -150,7 +164,14 @@ def infra_of(
             "ServiceEngineGroupNotFound",
             f'serviceenginegroup "{group}" not found: create ServiceEngineGroup {group}.',
         )
-    elif groups[group].ha_mode != "ActiveActive":
+    elif groups[group].ha_mode not in HA_MODES:
+        refuse(
+            "spec.seGroup.name" if spec.se_group else "defaults.seGroup",
+            "InvalidHaMode",
+            f"ServiceEngineGroup {group} has haMode {groups[group].ha_mode}."
+            f" Write {', '.join(HA_MODES)}.",
+        )
+    elif groups[group].ha_mode != "ActiveActive" and not speaks_bgp:
         refuse(
             "spec.seGroup.name" if spec.se_group else "defaults.seGroup",
             "Unsupported",
@@ -203,6 +224,23 @@ def infra_of(
             tls = bool(listener.enable_ssl)
             http2 = tls if listener.enable_http2 is None else listener.enable_http2
             listeners[listener.port] = Listener(listener.port, tls, http2)
+    engines = 0
+    if scale_out is not None:
+        at = f"metadata.annotations[{SCALE_OUT_ANNOTATION}]"
+        most = min(groups[group].max_se_per_vs, groups[group].max_se) if group in groups else 0
+        if not speaks_bgp:
+            unsupported(at, "be chosen for each virtual service")
+        elif not re.fullmatch(r"[1-9][0-9]{0,3}", scale_out):
+            refuse(at, "InvalidScaleOut", f"{scale_out!r} is no number of Service Engines.")
+        elif group in groups and int(scale_out) > most:
+            refuse(
+                at,
+                "TooManyServiceEngines",
+                f"ServiceEngineGroup {group} allows {most} (maxSePerVs, maxSe): raise these, or ask"
+                " for less.",
+            )
+        else:
+            engines = int(scale_out)
     if spec.nsx_settings is not None:
         unsupported("spec.nsxSettings.t1lr", "attach to an NSX-T tier-1 router")
     if network not in networks:
@@ -232,7 +270,7 @@ def infra_of(
     ports = tuple(sorted(listeners.values(), key=lambda listener: listener.port))
     rhi = spec.network is not None and bool(spec.network.enable_rhi)
     labels = tuple(spec.network.bgp_peer_labels) if spec.network is not None else ()
-    return Infra(setting, group, network, size, ports, rhi, labels), ()
+    return Infra(setting, group, network, size, ports, rhi, labels, engines), ()
 
 
 def _with_default_rhi(spec: AviInfraSettingSpec, defaults: Defaults) -> AviInfraSettingSpec:

@@ -7,8 +7,10 @@ kept with it; `host_model` merges the views of all Ingresses that name a host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -20,13 +22,14 @@ from akocore.translate.names import Names
 if TYPE_CHECKING:
     from akocore.store import Store
 
-__all__ = ["ANY_HOST", "IngressView", "PathView", "backend_port", "host_model", "view"]
+__all__ = ["ANY_HOST", "IngressView", "PathView", "backend_port", "host_model", "refers", "view"]
 
 ANY_HOST = ""  # the host of a rule without one, and of a default backend
 DEFAULT = "spec.defaultBackend"
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\Z")
+_NO_TLS: Mapping[str, tuple[str, str]] = MappingProxyType({})
 _PATH_TYPES = ("Exact", "Prefix", "ImplementationSpecific")
 
 
@@ -46,8 +49,7 @@ class IngressView(Struct, frozen=True, gc=False):
 
     hosts: dict[str, tuple[PathView, ...]]
     default: PathView | None
-    tls: dict[str, tuple[str, str]]  # host → (Secret's key, field)
-    refers: frozenset[str]
+    tls: Mapping[str, tuple[str, str]]  # host → (Secret's key, field)
     refusals: tuple[Refusal, ...]
 
 
@@ -98,11 +100,6 @@ def view(ingress: Ingress) -> IngressView:
         no.append(Refusal(object=name, field=field, reason=reason, remedy=remedy, warning=warning))
 
     hosts: dict[str, list[PathView]] = {}
-    named = spec.ingress_class_name or meta.annotation("kubernetes.io/ingress.class")
-    refers = {
-        f"Namespace/{namespace}",
-        f"IngressClass/{named or ''}",
-    }
     for r, rule in enumerate(spec.rules):
         host = rule.host
         if host and (problem := _host_problem(host)):
@@ -114,7 +111,7 @@ def view(ingress: Ingress) -> IngressView:
                 refuse(f"spec.rules[{r}].http", "MissingBackend", "Add http.paths with a backend.")
             continue
         for p, path in enumerate(rule.http.paths):
-            field = f"spec.rules[{r}].http.paths[{p}]"
+            field = _path_field(r, p)
             text = path.path or "/"
             if path.path_type not in _PATH_TYPES:
                 refuse(
@@ -141,7 +138,6 @@ def view(ingress: Ingress) -> IngressView:
                     refuse(f"{field}.backend", "InvalidBackend", found)
                 else:
                     paths.append(found)
-                    refers.add(f"Service/{namespace}/{found.service}")
     default: PathView | None = None
     if spec.default_backend is not None:
         found = _backend(spec.default_backend, "", False, DEFAULT)
@@ -149,28 +145,46 @@ def view(ingress: Ingress) -> IngressView:
             refuse(DEFAULT, "InvalidBackend", found)
         else:
             default = found
-            refers.add(f"Service/{namespace}/{found.service}")
             hosts.setdefault(ANY_HOST, [])
     tls = _tls(ingress, hosts, refuse)
-    refers.update(f"Secret/{secret}" for secret, _ in tls.values())
     if not spec.rules and spec.default_backend is None:
         refuse("spec.rules", "NoRules", "Add a rule or a defaultBackend.")
     return IngressView(
         {host: tuple(paths) for host, paths in hosts.items()},
         default,
         tls,
-        frozenset(refers),
         tuple(no),
     )
 
 
-def _tls(ingress: Ingress, hosts: Iterable[str], refuse: object) -> dict[str, tuple[str, str]]:
+@lru_cache(1024)
+def _path_field(rule: int, path: int) -> str:
+    return f"spec.rules[{rule}].http.paths[{path}]"
+
+
+def refers(ingress: Ingress, seen: IngressView) -> set[str]:
+    """What, when it changes, may change this Ingress: "Kind/key"."""
+    meta = ingress.metadata
+    namespace = meta.namespace
+    named = ingress.spec.ingress_class_name or meta.annotation("kubernetes.io/ingress.class")
+    out = {f"Namespace/{namespace}", f"IngressClass/{named or ''}"}
+    for paths in seen.hosts.values():
+        out.update([f"Service/{namespace}/{path.service}" for path in paths])
+    if seen.default is not None:
+        out.add(f"Service/{namespace}/{seen.default.service}")
+    out.update([f"Secret/{secret}" for secret, _ in seen.tls.values()])
+    return out
+
+
+def _tls(ingress: Ingress, hosts: Iterable[str], refuse: object) -> Mapping[str, tuple[str, str]]:
     """Secret by host.  An entry without hosts speaks for every host of the Ingress.
 
     An entry that names a host goes before one with its wildcard, and that before one without
     hosts; of several alike the first decides.
     """
     assert callable(refuse)
+    if not ingress.spec.tls:
+        return _NO_TLS
     namespace = ingress.metadata.namespace
     named, covered, every = (dict[str, tuple[str, str]]() for _ in range(3))
     for t, entry in enumerate(ingress.spec.tls):

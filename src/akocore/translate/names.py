@@ -16,6 +16,7 @@ class Names:
 
     def __init__(self, cluster: str, *, evh: bool = False) -> None:
         self.prefix = f"{cluster}--"
+        self._gateways = f"ako-gw-{cluster}--"
         self.evh = evh
 
     def _encode(self, name: str) -> str:
@@ -84,3 +85,7 @@ class Names:
         """
         parts = [namespace, service, *([vip] if vip else []), protocol, str(port)]
         return self._encode(self.prefix + "-".join(parts))
+
+    def gateway(self, namespace: str, name: str) -> str:
+        """The virtual service (and VsVip) of a Gateway of the Gateway API."""
+        return f"{self._gateways}{namespace}-{name}-EVH"

@@ -172,7 +172,7 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
             True,
         )
 
-    ports = {}
+    ports: dict[tuple[str, int], str] = {}
     if spec.type == "ExternalName":
         refuse(
             "spec.type",

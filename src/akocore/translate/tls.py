@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
@@ -14,7 +15,7 @@ from akocore.kube.objects import Secret
 if TYPE_CHECKING:
     from cryptography import x509
 
-__all__ = ["Certificate", "CertificateProblem", "certificate"]
+__all__ = ["Certificate", "CertificateProblem", "bundle", "certificate"]
 
 
 _BEGIN: Final = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----")
@@ -131,6 +132,19 @@ def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProbl
         private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         not_after.timestamp(),
     )
+
+
+@lru_cache(256)
+def bundle(text: str) -> str:
+    """PEM certificates of authorities, written anew; "": there is none, or not all can be read."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        found = x509.load_pem_x509_certificates(text.encode())
+    except ValueError:
+        return ""
+    return "".join(one.public_bytes(Encoding.PEM).decode() for one in found)
 
 
 def _key_usage(leaf: x509.Certificate) -> x509.KeyUsage | None:

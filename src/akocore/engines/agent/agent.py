@@ -153,7 +153,9 @@ class Agent:
             restarts=process.restarts if process is not None else 0,
             last_exit=process.last_exit if process is not None else "",
             order=self.order.number if self.order is not None else 0,
-            announced=_announced(config) if config is not None else (),
+            announced=_addresses(config, lambda state: state is not VipState.HELD),
+            standby=_addresses(config, lambda state: state is VipState.STANDBY),
+            answered=_addresses(config, lambda state: state is VipState.ANSWERED),
             observed=self.observed,
             problems=tuple(self.problems[key] for key in sorted(self.problems)),
             leaving=self.leaving,
@@ -332,6 +334,9 @@ class Agent:
                 self._due.set()
                 continue
             self.problems.pop("router", None)
+            self.problems.pop("segment", None)
+            if session.segment.unanswered:
+                self.problems["segment"] = "; ".join(session.segment.unanswered.values())
             self._hurry_until = time.monotonic() + _HURRY_FOR_S
             self._looked.set()
             self._tell()
@@ -436,8 +441,9 @@ class Agent:
             self._tell()
 
 
-def _announced(config: RouterConfig) -> tuple[str, ...]:
-    return tuple(v.address for v in config.vips if v.state is not VipState.HELD)
+def _addresses(config: RouterConfig | None, wanted: Callable[[VipState], bool]) -> tuple[str, ...]:
+    vips = config.vips if config is not None else ()
+    return tuple(vip.address for vip in vips if wanted(vip.state))
 
 
 def _kept(observed: Observed | None) -> object:

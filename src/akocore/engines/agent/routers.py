@@ -43,17 +43,20 @@ class _Agent(Struct):
 class Routers:
     """The routers of Service Engines elsewhere, as their agents tell and obey.
 
-    ``elsewhere``: those whose agents are connected to other replicas.  ``on_hello(name, life,
-    announced)``: an agent came, with what it announces; ``on_change(name)``: it went, or its Envoy
-    is another one; ``on_report(name)``: anything else about it has changed.
+    ``elsewhere``: those whose agents are connected to other replicas.  ``on_hello(report)``:
+    an agent came, with what it announces; ``on_change(name)``: it went, or
+    its Envoy is another one; ``on_report(name)``: anything else about it has changed.
     """
+
+    held_s = 1.0  # how long an address that is given up still answers
 
     def __init__(self) -> None:
         self.config_of: Callable[[str, str], RouterConfig] | None = None
         self.elsewhere: Mapping[str, ReplicaRouter] = {}
-        self.on_hello: Callable[[str, int, tuple[str, ...]], None] = lambda *_: None
+        self.on_hello: Callable[[Report], None] = lambda _report: None
         self.on_change: Callable[[str], None] = lambda _name: None
         self.on_report: Callable[[str], None] = lambda _name: None
+        self.on_elsewhere: Callable[[], None] = lambda: None  # `elsewhere` has changed
         self.opened: Callable[[], Awaitable[object]] | None = None  # orders are given after it
         self._agents: dict[str, _Agent] = {}
 
@@ -145,7 +148,7 @@ class Routers:
             replaced.queue.put_nowait(None)
         self._agents[name] = agent
         log.info("event=agent_connected se=%s group=%s", name, report.group)
-        self.on_hello(name, report.life, report.announced)
+        self.on_hello(report)
         self.on_change(name)
         reader = asyncio.create_task(self._read(agent, requests))
         try:

@@ -37,7 +37,15 @@ from envoy.service.discovery.v3 import discovery_pb2
 from msgspec import Struct, field
 
 from akocore._fast.diff import diff_fingerprints
-from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, Encoded, plain_sni
+from akocore.engines.envoy.resources import (
+    CDS,
+    COLLECTIONS,
+    LDS,
+    SDS,
+    SRDS,
+    Encoded,
+    plain_sni,
+)
 
 __all__ = ["AdsServer", "Catalog", "Elsewhere", "Engine", "Rejection", "unlimited"]
 
@@ -86,7 +94,7 @@ class Catalog:
         """Take in a resource; False when it is there already, as it is."""
         resources = self.resources[one.type_url]
         old = resources.get(one.name)
-        if old is not None and old.fingerprint == one.fingerprint:
+        if old is not None and old.frame == one.frame:
             return False
         resources[one.name] = one
         if one.type_url == SRDS:
@@ -305,7 +313,7 @@ class AdsServer:
                 changed[one.type_url].append(one)
         for type_url, name in drops:
             if type_url == SDS:
-                removed[SDS].append(Encoded(SDS, name, b"", b""))
+                removed[SDS].append(Encoded(SDS, name, b""))
             elif (old := catalog.drop(type_url, name)) is not None:
                 removed[type_url].append(old)
         if not any(changed.values()) and not any(removed.values()):
@@ -327,11 +335,7 @@ class AdsServer:
                 for name in gone:
                     engine.rejected.pop((type_url, name), None)
                 if type_url == LDS:
-                    for one in removed[LDS]:
-                        if one.collection and not any(
-                            x.collection == one.collection for x in catalog.resources[LDS].values()
-                        ):
-                            engine.awaited.pop(one.collection, None)
+                    self._await_no_more(engine, catalog)
         self.on_publish(group, catalog.sequence, began, any(e.answers for e in engines))
         return catalog.sequence
 
@@ -372,8 +376,17 @@ class AdsServer:
         """A new listener asks for its scopes by itself: it is not served before it has them."""
         asked = engine.subscribed.get(SRDS, ())
         for one in listeners:
-            if one.collection and one.collection not in asked:  # L4 has no scopes
-                engine.awaited.setdefault(one.collection, sequence)
+            for name in one.collections:  # L4 has none
+                if name not in asked:
+                    engine.awaited.setdefault(name, sequence)
+
+    @staticmethod
+    def _await_no_more(engine: Engine, catalog: Catalog) -> None:
+        """Scopes that no listener names are asked for by none.  Cost: nothing, as a rule."""
+        if any(name.startswith(COLLECTIONS) for name in engine.awaited):
+            named = {name for one in catalog.resources[LDS].values() for name in one.collections}
+            for name in [n for n in engine.awaited if n.startswith(COLLECTIONS) and n not in named]:
+                del engine.awaited[name]
 
     def _send(
         self,
@@ -492,7 +505,7 @@ class AdsServer:
             puts = [
                 one
                 for one in found.values()
-                if one is not None and has.get(one.name) != one.fingerprint.hex()
+                if one is not None and has.get(one.name) != one.version
             ]
             unknown = [name for name, one in found.items() if one is None]
             self._send(engine, SDS, puts, unknown, sequence)

@@ -38,6 +38,10 @@ _CONNECTION_LIMIT = (
     "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 )
 
+# Envoy refuses expressions that compile to more than 100 instructions: a list of some ten names.
+_PROGRAM = {"error_level": 10_000, "warn_level": 10_000}
+_RUNTIME = {"re2": {"max_program_size": _PROGRAM}}
+
 
 def _type(name: str) -> str:
     return f"type.googleapis.com/{name}"
@@ -272,6 +276,7 @@ def bootstrap(
             "cds_config": ads,
         },
         "static_resources": {"clusters": [xds]},
+        "layered_runtime": {"layers": [{"name": "akocore", "static_layer": _RUNTIME}]},
         "stats_config": {
             "use_all_default_tags": False,
             "stats_matcher": {

@@ -17,7 +17,7 @@ The shape was chosen by measurement at 10,000 hosts:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
@@ -40,22 +40,33 @@ from akocore.model import HostModel
 from akocore.translate.tls import Certificate
 
 __all__ = [
+    "ADS",
     "CDS",
+    "COLLECTIONS",
+    "FALLBACK",
+    "FALLBACK_OFF",
     "LDS",
     "SDS",
     "SRDS",
     "Encoded",
+    "any_cluster",
+    "balance",
     "cluster",
     "cluster_name",
     "collection",
+    "connection_manager",
     "encoded",
+    "fill",
     "floor_scope",
     "listener",
+    "lower_case_filter",
+    "packed",
     "plain_sni",
     "redirect_scope",
     "scope",
     "scope_name",
     "secret",
+    "unseen_retry",
 ]
 
 _T = "type.googleapis.com/"
@@ -64,8 +75,8 @@ LDS: Final = f"{_T}envoy.config.listener.v3.Listener"
 SRDS: Final = f"{_T}envoy.config.route.v3.ScopedRouteConfiguration"
 SDS: Final = f"{_T}envoy.extensions.transport_sockets.tls.v3.Secret"
 
-_XDSTP = "xdstp://akocore/envoy.config.route.v3.ScopedRouteConfiguration/"
-_FALLBACK = "akocore.fallback"  # the filters' shared name, so that one entry switches all off
+COLLECTIONS: Final = "xdstp://akocore/envoy.config.route.v3.ScopedRouteConfiguration/"
+FALLBACK: Final = "akocore.fallback"  # the filters' shared name, so that one entry switches all off
 
 
 _SHORT: Final = tuple(bytes((n,)) for n in range(128))
@@ -76,9 +87,22 @@ class Encoded(Struct, frozen=True, gc=False):
 
     type_url: str
     name: str
-    fingerprint: bytes  # 16 bytes; its hex is the resource's version
     frame: bytes
     collection: str = ""  # of a scope: the collection that it belongs to
+    collections: tuple[str, ...] = ()  # of a listener: those that it asks for
+
+    @property
+    def version(self) -> str:
+        """The resource's version, 32 digits: it is in the frame, after a tag and two lengths."""
+        at = 1
+        while self.frame[at] & 128:
+            at += 1
+        return self.frame[at + 3 : at + 35].decode()
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes: the version's digits."""
+        return bytes.fromhex(self.version)
 
 
 def _varint(n: int) -> bytes:
@@ -98,17 +122,22 @@ def _any_head(type_url: str) -> bytes:
     return b"\x0a" + _varint(len(type_url)) + type_url.encode() + b"\x12"
 
 
-def encoded(type_url: str, name: str, message: Message, collection: str = "") -> Encoded:
-    """A message as it is sent, with its fingerprint."""
+def encoded(
+    type_url: str,
+    name: str,
+    message: Message,
+    collection: str = "",
+    collections: tuple[str, ...] = (),
+) -> Encoded:
+    """A message as it is sent; its version is its fingerprint."""
     value = message.SerializeToString(deterministic=True)
-    print_ = fingerprint(value)
     # discovery.v3.Resource (version 1, resource 2, name 3) as field 2 of the response, by hand:
     # the value is in place already, and 10,000 of these are a fifth of a start.
     head, size = _any_head(type_url), _varint(len(value))
     own = name.encode()
     body = (
         b"\x0a\x20",
-        print_.hex().encode(),
+        fingerprint(value).hex().encode(),
         b"\x12",
         _varint(len(head) + len(size) + len(value)),
         head,
@@ -119,20 +148,21 @@ def encoded(type_url: str, name: str, message: Message, collection: str = "") ->
         own,
     )
     frame = b"".join(body)
-    return Encoded(type_url, name, print_, b"\x12" + _varint(len(frame)) + frame, collection)
+    frame = b"\x12" + _varint(len(frame)) + frame
+    return Encoded(type_url, name, frame, collection, collections)
 
 
-def _any(message: Message) -> any_pb2.Any:
+def packed(message: Message) -> any_pb2.Any:
     out = any_pb2.Any()
     out.Pack(message)
     return out
 
 
-_ADS = config_source_pb2.ConfigSource(
+ADS: Final = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(),
     resource_api_version=config_source_pb2.ApiVersion.V3,
 )
-_FALLBACK_OFF = _any(route_components_pb2.FilterConfig(disabled=True))
+FALLBACK_OFF: Final = packed(route_components_pb2.FilterConfig(disabled=True))
 
 
 # ── clusters: Service ports ─────────────────────────────────────────────────────────────────
@@ -156,7 +186,7 @@ def _breakers() -> circuit_breaker_pb2.CircuitBreakers:
 
 
 @cache
-def _any_cluster() -> cluster_pb2.Cluster:
+def any_cluster() -> cluster_pb2.Cluster:
     """What all clusters have in common."""
     out = cluster_pb2.Cluster(type=cluster_pb2.Cluster.STATIC)
     out.connect_timeout.seconds = 2
@@ -171,26 +201,35 @@ def cluster(backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool 
     """
     name = cluster_name(backend)
     out = cluster_pb2.Cluster()
-    out.CopyFrom(_any_cluster())
+    out.CopyFrom(any_cluster())
     out.name = name
+    balance(out, sticky)
+    fill(out, endpoints)
+    return encoded(CDS, name, out)
+
+
+def balance(out: cluster_pb2.Cluster, sticky: bool) -> None:
     if sticky:
         out.lb_policy = cluster_pb2.Cluster.MAGLEV
         out.maglev_lb_config.table_size.value = _TABLE
-    out.load_assignment.cluster_name = name
+
+
+def fill(out: cluster_pb2.Cluster, endpoints: Iterable[tuple[str, int]]) -> None:
+    out.load_assignment.cluster_name = "-"  # must be something; nobody looks at it
     members = out.load_assignment.endpoints.add()
     for address, port in endpoints:
         socket = members.lb_endpoints.add().endpoint.address.socket_address
         socket.address = address
         socket.port_value = port
-    return encoded(CDS, name, out)
 
 
 # ── scopes: hosts ───────────────────────────────────────────────────────────────────────────
 
 
+@lru_cache(1024)
 def collection(vs: str, port: int) -> str:
     """The collection of the scopes of one virtual service and port."""
-    return f"{_XDSTP}{vs.replace('*', '_')}/{port}/*"
+    return f"{COLLECTIONS}{vs.replace('*', '_')}/{port}/*"
 
 
 def scope_name(vs: str, port: int, host: str) -> str:
@@ -204,9 +243,9 @@ def _scope(
     out = scoped_route_pb2.ScopedRouteConfiguration(name=name)
     out.key.fragments.add().string_key = host or "*"
     config = out.route_configuration
-    config.name = name
+    config.name = host or "*"  # the scope says the rest
     if host and not host.startswith("*"):
-        config.typed_per_filter_config[_FALLBACK].CopyFrom(_FALLBACK_OFF)
+        config.typed_per_filter_config[FALLBACK].CopyFrom(FALLBACK_OFF)
     virtual_host = config.virtual_hosts.add()
     virtual_host.name = host or "*"
     virtual_host.domains.append("*")
@@ -214,7 +253,7 @@ def _scope(
 
 
 @cache
-def _retry() -> route_components_pb2.RetryPolicy:
+def unseen_retry() -> route_components_pb2.RetryPolicy:
     """What no backend has seen may be tried again elsewhere."""
     out = route_components_pb2.RetryPolicy(
         retry_on="connect-failure,refused-stream,reset-before-request"
@@ -226,7 +265,7 @@ def _retry() -> route_components_pb2.RetryPolicy:
 def scope(vs: str, port: int, model: HostModel) -> Encoded:
     """A host's routes on one virtual service and port."""
     out, virtual_host = _scope(vs, port, model.host)
-    virtual_host.retry_policy.CopyFrom(_retry())
+    virtual_host.retry_policy.CopyFrom(unseen_retry())
     routes = virtual_host.routes
     whole = False
     for route in model.routes:
@@ -299,31 +338,42 @@ end
 _KEYS = ("host", 'host:find(".", 1, true) and "*" .. host:sub((host:find(".", 1, true)))', '"*"')
 
 
+def _try(key: str) -> hcm_pb2.HttpFilter:
+    out = hcm_pb2.HttpFilter(name=FALLBACK)
+    lua = lua_pb2.Lua()
+    lua.default_source_code.inline_string = _TRY.replace("{key}", key)
+    lua.clear_route_cache.value = False
+    out.typed_config.Pack(lua)
+    return out
+
+
+@cache
+def lower_case_filter() -> hcm_pb2.HttpFilter:
+    """Tries the host as DNS means it: lower case, no port, no dot at the end."""
+    return _try(_KEYS[0])
+
+
 @cache
 def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
-    out = []
-    for key in _KEYS:
-        one = hcm_pb2.HttpFilter(name=_FALLBACK)
-        lua = lua_pb2.Lua()
-        lua.default_source_code.inline_string = _TRY.replace("{key}", key)
-        lua.clear_route_cache.value = False
-        one.typed_config.Pack(lua)
-        out.append(one)
+    out = [_try(key) for key in _KEYS]
     router = hcm_pb2.HttpFilter(name="envoy.filters.http.router")
     router.typed_config.Pack(router_pb2.Router())
     return (*out, router)
 
 
-def _hcm(vs: str, port: int, tls: bool) -> hcm_pb2.HttpConnectionManager:
+def connection_manager(
+    vs: str, name: str, scopes: str, filters: Iterable[hcm_pb2.HttpFilter]
+) -> hcm_pb2.HttpConnectionManager:
+    """HTTP by the hosts of a collection of scopes.  ``name``: of their routes as one."""
     out = hcm_pb2.HttpConnectionManager(stat_prefix=vs, codec_type=0)
     scoped = out.scoped_routes
-    scoped.name = f"{vs}/{port}"
+    scoped.name = name
     key = scoped.scope_key_builder.fragments.add().header_value_extractor
     key.name, key.element_separator, key.index = ":authority", ":", 0
-    scoped.rds_config_source.CopyFrom(_ADS)
-    scoped.scoped_rds.scoped_rds_config_source.CopyFrom(_ADS)
-    scoped.scoped_rds.srds_resources_locator = collection(vs, port)
-    out.http_filters.extend(_filters())
+    scoped.rds_config_source.CopyFrom(ADS)
+    scoped.scoped_rds.scoped_rds_config_source.CopyFrom(ADS)
+    scoped.scoped_rds.srds_resources_locator = scopes
+    out.http_filters.extend(filters)
     out.use_remote_address.value = True
     out.normalize_path.value = True
     out.strip_trailing_host_dot = True
@@ -394,7 +444,7 @@ def _tls_socket(http2: bool) -> any_pb2.Any:
     """Certificates are fetched by SNI at a host's first handshake and kept up to date."""
     config, sni = _on_demand_messages()
     mapper = extension_pb2.TypedExtensionConfig(
-        name="sni", typed_config=_any(sni(default_value=NO_SNI))
+        name="sni", typed_config=packed(sni(default_value=NO_SNI))
     )
     out = tls_pb2.DownstreamTlsContext(
         disable_stateless_session_resumption=True, disable_stateful_session_resumption=True
@@ -403,8 +453,8 @@ def _tls_socket(http2: bool) -> any_pb2.Any:
     common.alpn_protocols.extend(["h2", "http/1.1"] if http2 else ["http/1.1"])
     selector = common.custom_tls_certificate_selector
     selector.name = "on-demand"
-    selector.typed_config.CopyFrom(_any(config(config_source=_ADS, certificate_mapper=mapper)))
-    return _any(out)
+    selector.typed_config.CopyFrom(packed(config(config_source=ADS, certificate_mapper=mapper)))
+    return packed(out)
 
 
 def listener(
@@ -430,14 +480,14 @@ def listener(
     chain = out.filter_chains.add()
     one = chain.filters.add()
     one.name = "envoy.filters.network.http_connection_manager"
-    manager = _hcm(vs, port, tls)
+    manager = connection_manager(vs, f"{vs}/{port}", collection(vs, port), _filters())
     if not http2:
         manager.codec_type = hcm_pb2.HttpConnectionManager.HTTP1
     one.typed_config.Pack(manager)
     if tls:
         chain.transport_socket.name = "envoy.transport_sockets.tls"
         chain.transport_socket.typed_config.CopyFrom(_tls_socket(http2))
-    return encoded(LDS, name, out, collection(vs, port))
+    return encoded(LDS, name, out, collections=(collection(vs, port),))
 
 
 def secret(name: str, certificate: Certificate) -> Encoded:

@@ -17,11 +17,28 @@ from msgspec import Struct
 from akocore.engines.frr.config import host_prefix, in_order
 from akocore.engines.frr.process import in_namespace
 
-__all__ = ["AddressError", "Loopback"]
+__all__ = ["AddressError", "Loopback", "ip"]
 
 
 class AddressError(Exception):
     """The kernel refused an address; the text says which and why."""
+
+
+async def ip(namespace: Path | None, *words: str, stdin: str = "") -> bytes:
+    """What ``ip WORDS`` prints in a network namespace.  Raises `AddressError`."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *in_namespace(namespace, ["ip", *words]),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as err:
+        raise AddressError(f"{err.filename} can't be run. Install iproute2.") from err
+    out, said = await process.communicate(stdin.encode())
+    if process.returncode:
+        raise AddressError(" ".join(said.decode("utf-8", "replace").split()))
+    return out
 
 
 class _Address(Struct):
@@ -89,16 +106,4 @@ class Loopback:
             await self._ip("-batch", "-", stdin="\n".join(lines))
 
     async def _ip(self, *words: str, stdin: str = "") -> bytes:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *in_namespace(self._namespace, ["ip", *words]),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-        except OSError as err:
-            raise AddressError(f"{err.filename} can't be run. Install iproute2.") from err
-        out, said = await process.communicate(stdin.encode())
-        if process.returncode:
-            raise AddressError(" ".join(said.decode("utf-8", "replace").split()))
-        return out
+        return await ip(self._namespace, *words, stdin=stdin)

@@ -38,6 +38,8 @@ WELL_KNOWN = {"no-export": 65281, "no-advertise": 65282, "local-AS": 65283, "no-
 
 _GRACEFUL_SHUTDOWN = "graceful-shutdown"  # 65535:0, RFC 8326
 
+_LONGER = 3  # by so many a standby's path is longer than that of who serves
+
 DAEMONS = ("zebra", "bfdd", "bgpd")
 """In order of start: bgpd asks zebra for routes and bfdd for sessions."""
 
@@ -57,7 +59,9 @@ class VipState(StrEnum):
     """A VIP goes from left to right; every step is one `RouterConfig`."""
 
     ADVERTISED = "Advertised"
+    STANDBY = "Standby"  # announced as the worse way: used where nobody else announces it
     DRAINING = "Draining"  # announced as about to go (RFC 8326): used where nobody else has it
+    ANSWERED = "Answered"  # by ARP and ND on its segment, and not announced
     HELD = "Held"  # no longer announced; packets on their way still find it
 
 
@@ -154,6 +158,7 @@ class _Group(Struct, frozen=True, order=True):
     network: str
     labels: tuple[str, ...] = ()
     draining: bool = False
+    standby: bool = False
 
     def goes_to(self, peer: Peer) -> bool:
         wanted = peer.advertise_vip if self.kind == "VIP" else peer.advertise_snat
@@ -166,7 +171,7 @@ class _Group(Struct, frozen=True, order=True):
     @property
     def route_map(self) -> str:
         # No name of a Network and no label has a slash.
-        kind = "DRAIN" if self.draining else self.kind
+        kind = "DRAIN" if self.draining else "STANDBY" if self.standby else self.kind
         return _word("/".join([f"{kind}_RM", self.network, *self.labels]))
 
     @property
@@ -180,9 +185,14 @@ def _groups(config: RouterConfig) -> dict[_Group, list[str]]:
     """Announced addresses by group, sorted."""
     found: dict[_Group, list[str]] = {}
     for vip in config.vips:
-        if vip.state is not VipState.HELD:
-            draining = vip.state is VipState.DRAINING
-            group = _Group("VIP", vip.network, tuple(sorted(set(vip.labels))), draining)
+        if vip.state not in (VipState.HELD, VipState.ANSWERED):
+            group = _Group(
+                "VIP",
+                vip.network,
+                tuple(sorted(set(vip.labels))),
+                vip.state is VipState.DRAINING,
+                vip.state is VipState.STANDBY,
+            )
             found.setdefault(group, []).append(vip.address)
     for snat in config.snats:
         found.setdefault(_Group("SNAT", snat.network), []).append(snat.address)
@@ -291,6 +301,9 @@ def _bgp(config: RouterConfig) -> Iterator[str]:
         if group.draining:
             yield f" set community {_GRACEFUL_SHUTDOWN}"
             yield " set local-preference 0"  # for a peer of our AS, which is told it
+        if group.standby:
+            yield f" set as-path prepend {' '.join([str(config.local_as)] * _LONGER)}"
+            yield " set local-preference 50"  # the usual is 100
         yield f" set tag {group.tag}"
         yield "exit"
         yield "!"

@@ -25,6 +25,7 @@ from akocore.engines.frr.observe import (
     bgp_sessions,
 )
 from akocore.engines.frr.process import Router
+from akocore.engines.frr.segment import Segment
 from akocore.engines.frr.vty import VtyError
 
 __all__ = ["Applied", "Session", "SessionError", "observe"]
@@ -79,6 +80,7 @@ class Session:
     def __init__(self, router: Router) -> None:
         self.router = router
         self.loopback = Loopback(router.directory / "addresses.json", router.namespace)
+        self.segment = Segment(router.directory / "answered.json", router.namespace)
         self.config: RouterConfig | None = None  # what was applied last
         self._turn = asyncio.Lock()
 
@@ -106,6 +108,9 @@ class Session:
         peers = {str(ip_address(peer.address)) for peer in config.peers}
         refreshed = tuple(peer for peer in to_refresh(changes["bgpd"]) if peer in peers)
         added = await self.loopback.add(config.addresses)
+        await self.segment.answer(
+            vip.address for vip in config.vips if vip.state is VipState.ANSWERED
+        )
         up = {}
         for daemon in (d for d in DAEMONS if changes[d]):
             if await self._is_up(daemon):
@@ -189,6 +194,7 @@ class Session:
         """End the daemons and remove their addresses; peers hear of it, traffic may be lost."""
         async with self._turn:
             await self.router.stop()
+            await self.segment.answer(())
             await self.loopback.keep_only(())
             self.config = None
 

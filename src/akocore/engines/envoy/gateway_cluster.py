@@ -1,0 +1,161 @@
+"""A backend of a Gateway API route → an Envoy cluster.
+
+A plain one is the cluster of its Service port, the very one that an Ingress uses; another
+protocol, or TLS of its own, makes it another cluster of the same endpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
+from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from google.protobuf import any_pb2
+
+from akocore._fast.diff import fingerprint
+from akocore.engines.envoy.resources import (
+    ADS,
+    CDS,
+    Encoded,
+    any_cluster,
+    balance,
+    cluster,
+    cluster_name,
+    encoded,
+    fill,
+    packed,
+)
+from akocore.model_http import Backend, BackendTls
+
+__all__ = [
+    "NOWHERE",
+    "SECRET_PREFIX",
+    "gateway_cluster",
+    "gateway_cluster_name",
+    "other_headers",
+    "secret_name",
+]
+
+NOWHERE: Final = "nowhere"
+"""A cluster that there never is: what is sent there fails."""
+
+SECRET_PREFIX: Final = "secret/".ljust(256, "/")
+"""What names of fixed certificates begin with: longer than any server name that clients ask for."""
+
+SYSTEM_AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"  # Debian, Alpine, distroless
+_FRAMING: Final = ("host", "content-length", "transfer-encoding", "connection", "te")
+_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_SAN: Final = common_pb2.SubjectAltNameMatcher
+
+
+def secret_name(key: str) -> str:
+    """The resource of a Secret "namespace/name" that listeners or clusters name outright."""
+    return SECRET_PREFIX + key
+
+
+def gateway_cluster_name(backend: Backend) -> str:
+    if backend.backend is None:
+        return NOWHERE
+    name = cluster_name(backend.backend)
+    if backend.protocol != "http1":
+        name += f"~{backend.protocol}"
+    if backend.tls is not None:
+        name += f"~tls-{_mark(backend.tls)}"
+    if backend.only_headers:
+        name += f"~only-{_mark(backend.only_headers)}"
+    return name
+
+
+def _mark(what: object) -> str:
+    return fingerprint(msgspec.json.encode(what)).hex()[:16]
+
+
+def other_headers(names: Iterable[str]) -> str:
+    """An expression (RE2) of the names of all headers but these and HTTP/2's own."""
+    return _other(names, ":")
+
+
+def _other(words: Iterable[str], firsts: str = "") -> str:
+    """Of every text that is not empty, has no first letter of ``firsts`` and is no word."""
+    tree: dict[str, list[str]] = {}
+    for word in words:
+        if word:
+            tree.setdefault(word[0], []).append(word[1:])
+    firsts += "".join(map(re.escape, sorted(tree)))
+    ways = [f"[^{firsts}].*" if firsts else ".+"]
+    for first, rests in sorted(tree.items()):
+        ways.append(f"{re.escape(first)}{_other(rests)}{'' if '' in rests else '?'}")
+    return f"(?:{'|'.join(ways)})"
+
+
+def gateway_cluster(
+    backend: Backend, endpoints: Iterable[tuple[str, int]], *, sticky: bool = False
+) -> Encoded:
+    """The cluster of a backend.  ``endpoints``: (address, port); none is a served 503.
+
+    Raises `ValueError` for a backend None.
+    """
+    if backend.backend is None:
+        raise ValueError("nowhere is no cluster")
+    if backend.protocol == "http1" and backend.tls is None and not backend.only_headers:
+        return cluster(backend.backend, endpoints, sticky=sticky)
+    name = gateway_cluster_name(backend)
+    out = cluster_pb2.Cluster()
+    out.CopyFrom(any_cluster())
+    out.name = name
+    balance(out, sticky)
+    http2 = backend.protocol == "h2c"
+    if http2 or backend.only_headers:
+        options = out.typed_extension_protocol_options[_OPTIONS]
+        options.CopyFrom(_options(http2, backend.only_headers))
+    if backend.tls is not None:
+        out.transport_socket.name = "envoy.transport_sockets.tls"
+        out.transport_socket.typed_config.CopyFrom(_tls(backend.tls, http2))
+    fill(out, endpoints)
+    return encoded(CDS, name, out)
+
+
+@lru_cache(1024)
+def _options(http2: bool, only: tuple[str, ...]) -> any_pb2.Any:
+    out = http_protocol_options_pb2.HttpProtocolOptions()
+    if http2:
+        out.explicit_http_config.http2_protocol_options.SetInParent()
+    else:
+        out.explicit_http_config.http_protocol_options.SetInParent()
+    if only:
+        mutation = header_mutation_pb2.HeaderMutation()
+        rest = mutation.mutations.request_mutations.add().remove_on_match.key_matcher
+        rest.safe_regex.regex = other_headers([*only, *_FRAMING])
+        one = out.http_filters.add(name="envoy.filters.http.header_mutation")
+        one.typed_config.Pack(mutation)
+        codec = out.http_filters.add(name="envoy.filters.http.upstream_codec")
+        codec.typed_config.Pack(upstream_codec_pb2.UpstreamCodec())
+    return packed(out)
+
+
+@lru_cache(1024)
+def _tls(tls: BackendTls, http2: bool) -> any_pb2.Any:
+    out = tls_pb2.UpstreamTlsContext(sni=tls.hostname)
+    common = out.common_tls_context
+    common.alpn_protocols.append("h2" if http2 else "http/1.1")
+    validation = common.validation_context
+    if tls.system:
+        validation.trusted_ca.filename = SYSTEM_AUTHORITIES
+    else:
+        validation.trusted_ca.inline_string = tls.authorities
+    for kind, name in tls.names or (("dns", tls.hostname),):
+        one = validation.match_typed_subject_alt_names.add()
+        one.san_type = _SAN.DNS if kind == "dns" else _SAN.URI
+        one.matcher.exact = name
+    if tls.certificate:
+        one_secret = common.tls_certificate_sds_secret_configs.add()
+        one_secret.name = secret_name(tls.certificate)
+        one_secret.sds_config.CopyFrom(ADS)
+    return packed(out)

@@ -1,0 +1,292 @@
+"""Ports and hosts of Gateways and their places → resources.
+
+A host is published in every group that its virtual service has a home in, a port at every home
+where it may accept.  Every call costs what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from akocore.engines.envoy.bootstrap import BACKEND_PREFIX
+from akocore.engines.envoy.gateway import (
+    backends_of,
+    gateway_cluster_name,
+    gateway_floor,
+    gateway_listener,
+    gateway_udp,
+    http_scope,
+)
+from akocore.engines.envoy.resources import LDS, SRDS, Encoded
+from akocore.model_http import Backend, HttpHost
+from akocore.place.gateways import HostAt, PlacedFloor, PlacedGateway, PlacedHost, PlacedPort
+from akocore.place.virtual_services import Home, VirtualService
+from akocore.realise_l4 import DRAINING, At, Backends, Published
+from akocore.translate.gateway_api.found import ListenerId
+from akocore.translate.gateway_api.ports import GatewayPort
+
+__all__ = ["GatewayRealiser", "HostAt", "port_names"]
+
+
+def port_names(service: VirtualService, home: Home) -> list[str]:
+    """The listeners of a Gateway's virtual service that are published at a home."""
+    ports = service.gateway.ports.values() if service.gateway is not None else ()
+    place = (home.group, home.address)
+    return [placed.names[place] for placed in ports if place in placed.names]
+
+
+class GatewayRealiser:
+    """``put``, ``drop``, ``use``: of the `Realiser`; ``later(then)``: when connections are over.
+
+    ``variants``: how backends are talked to, by the key that their cluster has in ``use``.
+    """
+
+    def __init__(
+        self,
+        put: Callable[[str, Encoded], None],
+        drop: Callable[[str, str, str], None],
+        use: Callable[[Backends, Backends], None],
+        port_offset: int,
+        *,
+        freebind: bool = False,
+    ) -> None:
+        self.later: Callable[[Callable[[], None]], None] = lambda then: then()
+        self.variants: dict[str, Backend] = {}
+        self._put = put
+        self._drop = drop
+        self._use = use
+        self._port_offset = port_offset
+        self._freebind = freebind
+        self._unsettled: list[tuple[VirtualService, At]] = []
+
+    # ── hosts ───────────────────────────────────────────────────────────────────────────────
+
+    def place_host(
+        self, service: VirtualService, owner: ListenerId, at: HostAt, model: HttpHost | None
+    ) -> None:
+        """Make one host what ``model`` says; None: the listener does not speak for it."""
+        hosts = _of(service).hosts
+        placed = hosts.get(at)
+        if model is None:
+            if placed is not None and placed.owner == owner:
+                self._withdraw_host(service, at)
+        elif placed is None:
+            hosts[at] = placed = PlacedHost(owner, model)
+            self._realise_host(service, at, placed)
+            if _is_wild(at.host):
+                self._floor(service, at)
+        elif placed.model != model or placed.owner != owner:
+            placed.model, placed.owner = model, owner
+            self._realise_host(service, at, placed)
+
+    def drop_hosts(self, service: VirtualService, of: Callable[[HostAt, PlacedHost], bool]) -> None:
+        """Take out some of the hosts.  Cost: all hosts of the virtual service."""
+        for at in [at for at, placed in _of(service).hosts.items() if of(at, placed)]:
+            self._withdraw_host(service, at)
+
+    def _realise_host(self, service: VirtualService, at: HostAt, placed: PlacedHost) -> None:
+        groups = {home.group for home in service.homes}
+        backends: Backends = frozenset(
+            (group, service.name, key) for group in groups for key in self._keys(placed.model)
+        )
+        self._use(placed.backends, backends)
+        placed.backends = backends
+        if not groups:
+            return
+        one = http_scope(
+            service.name,
+            at.port,
+            at.chain,
+            placed.model,
+            tls=at.chain != "http",
+            port_offset=self._port_offset,
+        )
+        placed.scopes = self._publish(one, groups, placed.scopes)
+
+    def _publish(
+        self, one: Encoded, groups: Iterable[str], before: frozenset[tuple[str, str]]
+    ) -> frozenset[tuple[str, str]]:
+        after = frozenset((group, one.name) for group in groups)
+        for group, _ in after:
+            self._put(group, one)
+        for group, name in before - after:
+            self._drop(group, SRDS, name)
+        return after
+
+    def _withdraw_host(self, service: VirtualService, at: HostAt) -> None:
+        placed = _of(service).hosts.pop(at)
+        for group, name in placed.scopes:
+            self._drop(group, SRDS, name)
+        self._use(placed.backends, frozenset())
+        if _is_wild(at.host):
+            self._floor(service, at)
+
+    def _floor(self, service: VirtualService, at: HostAt) -> None:
+        """A wildcard came or went."""
+        gateway = _of(service)
+        floor = gateway.floors.get((at.port, at.chain))
+        if floor is not None:
+            (floor.wildcards.add if at in gateway.hosts else floor.wildcards.discard)(at.host)
+            self._realise_floor(service, at.port, at.chain)
+
+    def _realise_floor(self, service: VirtualService, port: int, chain: str) -> None:
+        floor = _of(service).floors[port, chain]
+        one = gateway_floor(service.name, port, chain, floor.wildcards)
+        floor.scopes = self._publish(one, {home.group for home in service.homes}, floor.scopes)
+
+    def _keys(self, model: HttpHost) -> set[str]:
+        """Keys of the clusters that a host needs."""
+        return {self._key(one) for rule in model.rules for one in backends_of(rule)}
+
+    def _key(self, backend: Backend) -> str:
+        key = gateway_cluster_name(backend).removeprefix(BACKEND_PREFIX)
+        if "~" in key:
+            self.variants[key] = backend
+        return key
+
+    # ── ports ───────────────────────────────────────────────────────────────────────────────
+
+    def place_port(self, service: VirtualService, at: At, model: GatewayPort | None) -> None:
+        """Make one port what ``model`` says; None: nobody listens there."""
+        ports = _of(service).ports
+        placed = ports.get(at)
+        if model is None:
+            if placed is not None:
+                self._withdraw_port(placed)
+                del ports[at]
+                if at[0] == "TCP":
+                    self._floors(service, GatewayPort(at[1]))
+        elif placed is None:
+            ports[at] = PlacedPort(model)
+            self._floors(service, model)
+            self._realise_port(service, at)
+        elif placed.model != model:
+            placed.model = model
+            self._floors(service, model)
+            self._realise_port(service, at)
+
+    def _realise_port(self, service: VirtualService, at: At) -> None:
+        placed = _of(service).ports[at]
+        wanted: dict[tuple[str, str], Encoded] = {}
+        for home in service.homes:
+            place = (home.group, home.address)
+            if place not in service.silent and place not in wanted:
+                wanted[place] = self._listener(service, home, placed.model)
+        keys = self._keys_of_port(placed.model)
+        self._change(
+            placed, frozenset((group, service.name, key) for group, _ in wanted for key in keys)
+        )
+        for (group, _), one in wanted.items():
+            self._put(group, one)
+        for place, name in placed.names.items():
+            if place not in wanted:
+                self._drop(place[0], LDS, name)
+        placed.names = {place: one.name for place, one in wanted.items()}
+        if wanted.keys() != placed.sequence.keys():
+            placed.sequence = {place: placed.sequence.get(place, -1) for place in wanted}
+            self._unsettled.append((service, at))
+
+    def _floors(self, service: VirtualService, model: GatewayPort) -> None:
+        """Every chain of HTTP has a floor before it listens, and no other has one."""
+        gateway = _of(service)
+        chains = {chain.name for chain in model.chains if chain.tcp is None}
+        for port, chain in [at for at in gateway.floors if at[0] == model.port]:
+            if chain not in chains:
+                for group, name in gateway.floors.pop((port, chain)).scopes:
+                    self._drop(group, SRDS, name)
+        for chain in chains:
+            if (model.port, chain) not in gateway.floors:
+                wild = {
+                    at.host
+                    for at in gateway.hosts
+                    if (at.port, at.chain) == (model.port, chain) and _is_wild(at.host)
+                }
+                gateway.floors[model.port, chain] = PlacedFloor(wild)
+                self._realise_floor(service, model.port, chain)
+
+    def _listener(self, service: VirtualService, home: Home, model: GatewayPort) -> Encoded:
+        at = (service.name, home.address, model.port)
+        if model.udp:
+            return gateway_udp(*at, model.udp, self._port_offset, freebind=self._freebind)
+        return gateway_listener(*at, model.chains, self._port_offset, freebind=self._freebind)
+
+    def _keys_of_port(self, model: GatewayPort) -> set[str]:
+        shares = [*model.udp, *(one for chain in model.chains for one in chain.tcp or ())]
+        return {self._key(one) for one in shares if one.backend is not None}
+
+    def _withdraw_port(self, placed: PlacedPort) -> None:
+        for (group, _), name in placed.names.items():
+            self._drop(group, LDS, name)
+        self._change(placed, frozenset())
+
+    def _change(self, placed: PlacedPort, backends: Backends) -> None:
+        """The clusters of a port; the old ones serve the connections that there are."""
+        held: Backends = frozenset((g, DRAINING, key) for g, _, key in placed.backends - backends)
+        if held:
+            self._use(frozenset(), held)
+        self._use(placed.backends, backends)
+        placed.backends = backends
+        if held:
+            self.later(partial(self._use, held, frozenset()))
+
+    # ── homes ───────────────────────────────────────────────────────────────────────────────
+
+    def put_home(self, service: VirtualService, home: Home) -> None:
+        """Listen at a home.  Cost: all ports and hosts of the virtual service."""
+        service.silent.discard((home.group, home.address))
+        gateway = _of(service)
+        for port, chain in gateway.floors:
+            self._realise_floor(service, port, chain)
+        for at, placed in gateway.hosts.items():
+            self._realise_host(service, at, placed)
+        for port_at in gateway.ports:
+            self._realise_port(service, port_at)
+
+    def drop_home(self, service: VirtualService, home: Home) -> None:
+        """Listen there no more, unless another home of it is the same place."""
+        place = (home.group, home.address)
+        others = [h for h in service.homes if h is not home and (h.group, h.address) == place]
+        if others and not service.closed:
+            return
+        service.silent.add(place)
+        for at in _of(service).ports:
+            self._realise_port(service, at)
+
+    def drop_group(self, service: VirtualService, group: str) -> None:
+        """Nothing of it is in a group any more."""
+        gateway = _of(service)
+        for floor in gateway.floors.values():
+            mine = frozenset(one for one in floor.scopes if one[0] == group)
+            for _, name in mine:
+                self._drop(group, SRDS, name)
+            floor.scopes -= mine
+        for placed in gateway.hosts.values():
+            mine = frozenset(one for one in placed.scopes if one[0] == group)
+            for _, name in mine:
+                self._drop(group, SRDS, name)
+            placed.scopes -= mine
+            backends: Backends = frozenset(one for one in placed.backends if one[0] != group)
+            self._use(placed.backends, backends)
+            placed.backends = backends
+        for port in gateway.ports.values():
+            self._change(port, frozenset(one for one in port.backends if one[0] != group))
+
+    def settle(self, sequence_of: Callable[[str], int]) -> Iterable[Published]:
+        """After a publication: what got a new place by it."""
+        unsettled, self._unsettled = self._unsettled, []
+        for service, at in unsettled:
+            placed = _of(service).ports.get(at)
+            for place, sequence in list(placed.sequence.items()) if placed is not None else ():
+                if sequence < 0 and placed is not None:
+                    number = placed.sequence[place] = sequence_of(place[0])
+                    yield Published(place[0], number, service.name, at)
+
+
+def _of(service: VirtualService) -> PlacedGateway:
+    assert service.gateway is not None
+    return service.gateway
+
+
+def _is_wild(host: str) -> bool:
+    return not host or host.startswith("*.")

@@ -1,0 +1,607 @@
+"""What objects of the Gateway API say: model and observed state → conditions.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from msgspec import Struct
+
+from akocore.engines.envoy.resources import CDS, LDS, SRDS, cluster_name
+from akocore.gateway_api import GatewayState, RouteState
+from akocore.kube.gateway_objects import (
+    GATEWAY,
+    GATEWAY_API,
+    GATEWAY_CLASS,
+    GatewayApiClass,
+    GatewayApiGateway,
+    ListenerSet,
+    ParentReference,
+)
+from akocore.model import Refusal
+from akocore.place.gateways import PlacedPort
+from akocore.place.virtual_services import VirtualService
+from akocore.reconcile import Reconciler
+from akocore.status import condition
+from akocore.translate.classes import CONTROLLER
+from akocore.translate.gateway_api.attachment import Attached, parent_of
+from akocore.translate.gateway_api.classes import FEATURES
+from akocore.translate.gateway_api.found import Finding, RouteId, Type, first, text
+from akocore.translate.gateway_api.listeners import ListenerView
+
+__all__ = [
+    "GatewaySays",
+    "ListenerSays",
+    "Says",
+    "gateway",
+    "gateway_class",
+    "gateways",
+    "listener_set",
+    "policy",
+    "refusals",
+    "route",
+    "routes",
+]
+
+
+class Says(Struct, frozen=True):
+    """One condition.  ``pending``: nothing is wrong, engines are to follow."""
+
+    type: str
+    true: bool
+    reason: str
+    message: str = ""
+    pending: bool = False
+
+
+class ListenerSays(Struct, frozen=True):
+    """One listener of a Gateway or of a ListenerSet."""
+
+    name: str
+    kinds: tuple[str, ...]
+    attached: int
+    conditions: tuple[Says, ...]
+
+
+class GatewaySays(Struct, frozen=True):
+    """A Gateway, or a ListenerSet (which has no addresses)."""
+
+    conditions: tuple[Says, ...]
+    listeners: tuple[ListenerSays, ...]
+    addresses: tuple[str, ...] = ()
+    sets: int = 0  # ListenerSets that are accepted
+    vs: str = ""
+
+    @property
+    def pending(self) -> bool:
+        return any(one.pending for one in self.conditions)
+
+
+# ── classes ─────────────────────────────────────────────────────────────────────────────────
+
+
+def gateway_class(at: Reconciler, key: str) -> tuple[tuple[Says, ...], tuple[str, ...]] | None:
+    """(conditions, features) of a class; None: another's."""
+    cls = cast(GatewayApiClass, at.store.all(GATEWAY_CLASS)[key])
+    if cls.spec.controller_name != CONTROLLER:
+        return None
+    refused = at.gateway_api.class_refusals(cls)
+    message = "; ".join(f"{r.field}: {r.remedy}" for r in refused)
+    reason = refused[0].reason if refused else "Accepted"
+    return (Says("Accepted", not refused, reason, message),), FEATURES
+
+
+# ── gateways and their listeners ────────────────────────────────────────────────────────────
+
+
+def _programmed(at: Reconciler, service: VirtualService, placed: PlacedPort | None) -> bool:
+    """Whether an engine accepts at a port where status says, and none is behind."""
+    if placed is None:
+        return True  # nobody is to accept
+    home = service.shown
+    if home is None:
+        return False
+    place = (home.group, home.address)
+    name = placed.names.get(place)
+    answering = [e for e in at.ads.fleet.values() if e.group == home.group and e.answers]
+    if name is None or not any((LDS, name) not in engine.rejected for engine in answering):
+        return False
+    return at.ads.acknowledged(home.group) >= max(placed.sequence.get(place, 1), 1)
+
+
+def _rejected(at: Reconciler, placed: PlacedPort | None) -> str:
+    """What engines say of a port that they refuse; "": nothing."""
+    if placed is None:
+        return ""
+    wanted = {(LDS, name) for name in placed.names.values()}
+    wanted |= {(CDS, cluster_name(key)) for _, _, key in placed.backends}
+    return "; ".join(
+        f"{engine.name}: {found.message}"
+        for engine in at.ads.fleet.values()
+        for what, found in engine.rejected.items()
+        if what in wanted
+    )
+
+
+def _listener(at: Reconciler, state: GatewayState, view: ListenerView) -> ListenerSays:
+    found = view.findings
+    conflict, refused = first(found, "Conflicted"), first(found, "Accepted")
+    unresolved, idle = first(found, "ResolvedRefs"), first(found, "Programmed")
+    wrong = conflict or refused
+    said = [
+        Says("Accepted", wrong is None, wrong.reason if wrong else "Accepted", _text(found, wrong)),
+        _port_says(at, state, view, conflict, wrong or idle),
+        Says(
+            "ResolvedRefs",
+            unresolved is None,
+            unresolved.reason if unresolved else "ResolvedRefs",
+            _text(found, unresolved),
+        ),
+        Says(
+            "Conflicted",
+            conflict is not None,
+            conflict.reason if conflict else "NoConflicts",
+            _text(found, conflict),
+        ),
+    ]
+    attached = at.gateway_api.attached(state, view.id)
+    return ListenerSays(view.id[2], view.kinds, attached, tuple(said))
+
+
+def _text(found: Iterable[Finding], one: Finding | None) -> str:
+    return text(found, one.type) if one is not None else ""
+
+
+def _port_says(
+    at: Reconciler,
+    state: GatewayState,
+    view: ListenerView,
+    conflict: Finding | None,
+    wrong: Finding | None,
+) -> Says:
+    if wrong is not None:
+        reason = conflict.reason if conflict is not None else "Invalid"
+        return Says("Programmed", False, reason, _text(view.findings, wrong))
+    if not state.vs:
+        return Says("Programmed", False, "Invalid", "The Gateway is not served.")
+    service = at.placement.services[state.vs]
+    if service.shown is None:
+        return Says("Programmed", False, "Pending", "The Gateway has no address.")
+    placed = service.gateway.ports.get(view.transport) if service.gateway is not None else None
+    if _programmed(at, service, placed):
+        return Says("Programmed", True, "Programmed")
+    if said := _rejected(at, placed):
+        return Says("Programmed", False, "Invalid", said)
+    message = f"No Service Engine of {service.shown.group} serves it yet."
+    return Says("Programmed", False, "Pending", message, pending=True)
+
+
+def gateway(at: Reconciler, key: str) -> GatewaySays | None:
+    """One Gateway; None: not ours."""
+    state = at.gateway_api.gateways.get(key)
+    if state is None:
+        return None
+    listeners = {id_: _listener(at, state, view) for id_, view in state.listeners.items()}
+    own = {id_: one for id_, one in listeners.items() if id_[0] == "Gateway"}
+    vip = _vip_findings(at, state)
+    found = (*state.findings, *vip)
+    said = [_accepted(state), _gateway_programmed(at, state, found, tuple(own.values()))]
+    unresolved = [one.name for one in own.values() if not _true(one, "ResolvedRefs")]
+    own_refs = first(found, "ResolvedRefs")
+    if own_refs is not None:
+        said.append(Says("ResolvedRefs", False, own_refs.reason, text(found, "ResolvedRefs")))
+    elif unresolved:
+        message = f"Listeners {', '.join(unresolved)}: their status says why."
+        said.append(Says("ResolvedRefs", False, "ListenersNotResolved", message))
+    else:
+        said.append(Says("ResolvedRefs", True, "ResolvedRefs"))
+    if any(v.clients is not None and v.clients.insecure for v in state.listeners.values()):
+        message = "Clients without a good certificate are let in."
+        type_ = "InsecureFrontendValidationMode"
+        said.append(Says(type_, True, "ConfigurationChanged", message))
+    service = at.placement.services.get(state.vs)
+    home = service.shown if service is not None else None
+    programmed = said[1]
+    shown = (home.address,) if home is not None and (programmed.true or programmed.pending) else ()
+    sets = sum(
+        any(_true(one, "Accepted") for id_, one in listeners.items() if id_[1] == name)
+        for name in state.sets
+    )
+    return GatewaySays(tuple(said), tuple(own.values()), shown, sets, state.vs)
+
+
+def _true(listener: ListenerSays, type_: str) -> bool:
+    return any(one.type == type_ and one.true for one in listener.conditions)
+
+
+def _accepted(state: GatewayState) -> Says:
+    refused = first(state.findings, "Accepted")
+    if refused is not None:
+        return Says("Accepted", False, refused.reason, text(state.findings, "Accepted"))
+    own = [view for id_, view in state.listeners.items() if id_[0] == "Gateway"]
+    bad = [view for view in own if not view.serves]
+    message = ""
+    if bad:
+        names = ", ".join(view.id[2] for view in bad)
+        message = f"Listeners {names} are not served: their status says why."
+    if not any(view.accepted for view in state.listeners.values()):
+        return Says("Accepted", False, "ListenersNotValid", message or "It has no listener.")
+    refused_listeners = any(not view.accepted for view in bad)
+    return Says("Accepted", True, "ListenersNotValid" if refused_listeners else "Accepted", message)
+
+
+def _gateway_programmed(
+    at: Reconciler,
+    state: GatewayState,
+    found: Iterable[Finding],
+    listeners: tuple[ListenerSays, ...],
+) -> Says:
+    if not state.accepted:
+        return Says("Programmed", False, "Invalid", "It is not accepted.")
+    wrong = first(found, "Programmed")
+    if wrong is not None:
+        return Says("Programmed", False, wrong.reason, text(found, "Programmed"))
+    service = at.placement.services.get(state.vs)
+    if service is None or service.shown is None:
+        return Says("Programmed", False, "AddressNotAssigned", "It waits for an address.")
+    said = [c for one in listeners for c in one.conditions if c.type == "Programmed"]
+    pending = next((one for one in said if one.pending), None)
+    if pending is not None:
+        return Says("Programmed", False, "Pending", pending.message, pending=True)
+    if said and not any(one.true for one in said):
+        return Says("Programmed", False, "Invalid", "None of its listeners is served.")
+    return Says("Programmed", True, "Programmed")
+
+
+def _vip_findings(at: Reconciler, state: GatewayState) -> list[Finding]:
+    """What keeps a Gateway from its address."""
+    service = at.placement.services.get(state.vs)
+    if service is None:
+        return []
+    out: list[Finding] = []
+
+    def no(type_: Type, field: str, reason: str, remedy: str) -> None:
+        object_ = f"{GATEWAY}/{state.gateway.metadata.key}"
+        out.append(
+            Finding(type_, Refusal(object=object_, field=field, reason=reason, remedy=remedy))
+        )
+
+    asked = service.wanted
+    field = next(
+        (
+            f"spec.addresses[{i}].value"
+            for i, one in enumerate(state.gateway.spec.addresses)
+            if one.value == asked
+        ),
+        "spec.addresses",
+    )
+    pool = at.placement.pools.get(service.infra.network)
+    network = service.infra.network
+    if service.exhausted:
+        remedy = f"Network {network} has no free address for it. Widen its vipRanges."
+        no("Programmed", "status.addresses", "AddressNotAssigned", remedy)
+    elif service.misplaced and pool is not None:
+        keeps = f" Until then it stays at {service.homes[-1].address}." if service.homes else ""
+        holder = pool.holder(asked)
+        if not pool.contains(asked):
+            ranges = ", ".join(f"{r.begin}-{r.end}" for r in pool.spec.vip_ranges)
+            remedy = (
+                f"{asked} is not in the vipRanges of Network {network}: {ranges}."
+                f" Choose one of these.{keeps}"
+            )
+            no("Programmed", field, "AddressNotUsable", remedy)
+        elif holder is not None and holder != service.name:
+            remedy = (
+                f"{asked} is of {_whose(at, holder)}, which had it first. Choose another.{keeps}"
+            )
+            no("Programmed", field, "AddressNotUsable", remedy)
+    return out
+
+
+def _whose(at: Reconciler, vs: str) -> str:
+    if (key := at.gateway_api.owners.get(vs)) is not None:
+        return f"Gateway {key}"
+    front = at.l4.front_of(vs)
+    return at.l4.speaker(front) if front is not None else f"virtual service {vs}"
+
+
+def gateways(at: Reconciler) -> list[dict[str, Any]]:
+    """Every Gateway of ours, as `akocore get gateway` shows them."""
+    out = []
+    for key in sorted(at.gateway_api.gateways):
+        said = gateway(at, key)
+        assert said is not None
+        obj = cast(GatewayApiGateway, at.store.all(GATEWAY)[key])
+        programmed = said.conditions[1]
+        wrong = next((one for one in said.conditions[:2] if not one.true), programmed)
+        out.append(
+            {
+                "apiVersion": f"{GATEWAY_API}/v1",
+                "metadata": {
+                    "namespace": obj.metadata.namespace,
+                    "name": obj.metadata.name,
+                    "creationTimestamp": obj.metadata.creation_timestamp,
+                },
+                "spec": {
+                    "gatewayClassName": obj.spec.gateway_class_name,
+                    "listeners": [f"{one.protocol}/{one.port}" for one in obj.spec.listeners],
+                    "virtualService": said.vs,
+                },
+                "status": {
+                    "ours": True,
+                    "scheduled": bool(said.vs),
+                    "ready": programmed.true,
+                    "pending": said.pending,
+                    "reason": wrong.reason,
+                    "message": wrong.message,
+                    "addresses": [{"type": "IPAddress", "value": one} for one in said.addresses],
+                    "listeners": [
+                        {
+                            "port": spec.port,
+                            "protocol": spec.protocol,
+                            "name": one.name,
+                            "attachedRoutes": one.attached,
+                            "ready": one.conditions[1].true,
+                            "reason": one.conditions[1].reason,
+                            "message": one.conditions[1].message,
+                        }
+                        for spec, one in zip(obj.spec.listeners, said.listeners, strict=True)
+                    ],
+                    "conditions": [condition(r) for r in refusals(at, GATEWAY, key) or ()],
+                },
+            }
+        )
+    return out
+
+
+def listener_set(at: Reconciler, key: str) -> GatewaySays | None:
+    """One ListenerSet; None: its Gateway is not ours."""
+    obj = cast(ListenerSet, at.store.all("ListenerSet")[key])
+    parent = parent_of(obj.spec.parent_ref, obj.metadata.namespace)
+    state = at.gateway_api.gateways.get(parent[1]) if parent and parent[0] == "Gateway" else None
+    if state is None:
+        return None
+    if key not in state.sets:
+        message = "The Gateway does not let it join: see its spec.allowedListeners."
+        no = (
+            Says("Accepted", False, "NotAllowed", message),
+            Says("Programmed", False, "NotAllowed", message),
+        )
+        return GatewaySays(no, ())
+    listeners = tuple(
+        _listener(at, state, view) for id_, view in state.listeners.items() if id_[1] == key
+    )
+    good = [one for one in listeners if _true(one, "Accepted")]
+    if first(state.findings, "Accepted") is not None:
+        message = "The Gateway is not accepted: its status says why."
+        accepted = Says("Accepted", False, "ParentNotAccepted", message)
+        return GatewaySays((accepted, _not("ParentNotAccepted", message)), listeners)
+    if not good:
+        message = "None of its listeners is accepted: their status says why."
+        accepted = Says("Accepted", False, "ListenersNotValid", message)
+        return GatewaySays((accepted, _not("ListenersNotValid", message)), listeners)
+    some = len(good) < len(listeners)
+    accepted = Says("Accepted", True, "ListenersNotValid" if some else "Accepted")
+    said = [c for one in good for c in one.conditions if c.type == "Programmed"]
+    pending = next((one for one in said if one.pending), None)
+    if pending is not None:
+        programmed = Says("Programmed", False, "Pending", pending.message, pending=True)
+    elif any(one.true for one in said):
+        programmed = Says("Programmed", True, "Programmed")
+    else:
+        programmed = _not("ListenersNotValid", "None of its listeners is served.")
+    return GatewaySays((accepted, programmed), listeners, vs=state.vs)
+
+
+def _not(reason: str, message: str) -> Says:
+    return Says("Programmed", False, reason, message)
+
+
+# ── routes ──────────────────────────────────────────────────────────────────────────────────
+
+
+def route(at: Reconciler, id_: RouteId) -> list[tuple[ParentReference, tuple[Says, ...]]]:
+    """What a route says under each of its parents that are ours, in the order of its spec."""
+    state = at.gateway_api.routes.get(id_)
+    if state is None:
+        return []
+    refs = state.route.spec.parent_refs  # type: ignore[attr-defined]
+    return [(refs[i], _parent(at, state, found)) for i, (_, found) in sorted(state.parents.items())]
+
+
+def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says, ...]:
+    found = state.rules.findings
+    dropped = first(found, "PartiallyInvalid")
+    if not attached.accepted:
+        accepted = Says("Accepted", False, attached.reason, attached.message)
+    elif (other := at.gateway_api.loses_to(state, attached)) is not None:
+        message = (
+            f"{other}, which came first, has all of its hosts: routes of one kind share a host."
+        )
+        accepted = Says("Accepted", False, "HostnameConflict", message)
+    elif state.rules.none and dropped is not None:
+        message = text(found, "PartiallyInvalid")
+        accepted = Says("Accepted", False, dropped.reason, message)
+    else:
+        accepted = Says("Accepted", True, "Accepted")
+    unresolved = first(found, "ResolvedRefs")
+    said = [
+        accepted,
+        Says(
+            "ResolvedRefs",
+            unresolved is None,
+            unresolved.reason if unresolved is not None else "ResolvedRefs",
+            text(found, "ResolvedRefs"),
+        ),
+    ]
+    if dropped is not None and accepted.true:
+        message = f"Dropped Rule: {text(found, 'PartiallyInvalid')}"
+        said.append(Says("PartiallyInvalid", True, "UnsupportedValue", message))
+    return tuple(said)
+
+
+def routes(at: Reconciler, kind: str) -> list[dict[str, Any]]:
+    """Every route of a kind that has a parent of ours."""
+    out = []
+    for id_ in sorted(at.gateway_api.routes):
+        if id_[0] != kind:
+            continue
+        state = at.gateway_api.routes[id_]
+        meta = state.route.metadata
+        out.append(
+            {
+                "metadata": {
+                    "namespace": meta.namespace,
+                    "name": meta.name,
+                    "creationTimestamp": meta.creation_timestamp,
+                },
+                "spec": {
+                    "hostnames": list(getattr(state.route.spec, "hostnames", ())),  # type: ignore[attr-defined]
+                },
+                "status": {
+                    "parents": [
+                        {
+                            "name": ref.name,
+                            "sectionName": ref.section_name or "",
+                            "conditions": [
+                                {
+                                    "type": one.type,
+                                    "status": str(one.true),
+                                    "reason": one.reason,
+                                    "message": one.message,
+                                }
+                                for one in said
+                            ],
+                        }
+                        for ref, said in route(at, id_)
+                    ],
+                    "conditions": [condition(r) for r in refusals(at, *id_) or ()],
+                },
+            }
+        )
+    return out
+
+
+def _route_refusals(at: Reconciler, id_: RouteId) -> list[Refusal] | None:
+    state = at.gateway_api.routes.get(id_)
+    if state is None:
+        return None
+    object_ = f"{id_[0]}/{id_[1]}"
+    out = [one.refusal for one in state.rules.findings]
+    for i, (_, found) in sorted(state.parents.items()):
+        said = _parent(at, state, found)[0]
+        if not said.true and not state.rules.none:
+            field = f"spec.parentRefs[{i}]"
+            out.append(
+                Refusal(object=object_, field=field, reason=said.reason, remedy=said.message)
+            )
+    rejecting = [engine for engine in at.ads.fleet.values() if engine.rejected]
+    if rejecting:
+        wanted = _resources(at, state)
+        out += [
+            Refusal(
+                object=object_,
+                field="spec.rules",
+                reason="EngineRejected",
+                remedy=f"{engine.name}: {found.message}",
+            )
+            for engine in rejecting
+            for what, found in engine.rejected.items()
+            if what in wanted
+        ]
+    return list(dict.fromkeys(out))
+
+
+def _resources(at: Reconciler, state: RouteState) -> set[tuple[str, str]]:
+    """What is published of the hosts that a route speaks for.  Cost: all hosts of its Gateways."""
+    out: set[tuple[str, str]] = set()
+    for (key, listener), hosts in state.on.items():
+        gateway = at.gateway_api.gateways.get(key)
+        service = at.placement.services.get(gateway.vs) if gateway is not None else None
+        if service is None or service.gateway is None:
+            continue
+        for place, placed in service.gateway.hosts.items():
+            if placed.owner == listener and place.host in hosts:
+                out |= {(SRDS, name) for _, name in placed.scopes}
+                out |= {(CDS, cluster_name(cluster)) for _, _, cluster in placed.backends}
+    return out
+
+
+# ── policies ────────────────────────────────────────────────────────────────────────────────
+
+
+def policy(at: Reconciler, key: str) -> list[tuple[ParentReference, tuple[Says, ...]]]:
+    """What a BackendTLSPolicy says under each Gateway that it has to do with."""
+    seen = at.gateway_api.policies.get(key)
+    if seen is None:
+        return []
+    refused = _policy_findings(at, key)
+    wrong, unresolved = first(refused, "Accepted"), first(refused, "ResolvedRefs")
+    said = (
+        Says(
+            "Accepted",
+            wrong is None,
+            wrong.reason if wrong is not None else "Accepted",
+            text(refused, "Accepted"),
+        ),
+        Says(
+            "ResolvedRefs",
+            unresolved is None,
+            unresolved.reason if unresolved is not None else "ResolvedRefs",
+            text(refused, "ResolvedRefs"),
+        ),
+    )
+    out: list[tuple[ParentReference, tuple[Says, ...]]] = []
+    for one in at.gateway_api.ancestors(key):
+        namespace, _, name = one.partition("/")
+        ref = ParentReference(name, GATEWAY_API, "Gateway", namespace)
+        out.append((ref, said))
+    return out
+
+
+def _policy_findings(at: Reconciler, key: str) -> list[Finding]:
+    seen = at.gateway_api.policies[key]
+    found = list(seen.findings)
+    winners = [at.gateway_api.policy_of(target) for target in seen.targets]
+    if winners and key not in winners:
+        remedy = f"BackendTLSPolicy {winners[0]}, which came first, has its targets. Take one away."
+        refusal = Refusal(
+            object=f"BackendTLSPolicy/{key}",
+            field="spec.targetRefs",
+            reason="Conflicted",
+            remedy=remedy,
+        )
+        found.insert(0, Finding("Accepted", refusal))
+    return found
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────
+
+
+def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
+    """Everything that is refused of an object; None: it is gone, or not ours."""
+    if kind == GATEWAY_CLASS:
+        cls = at.store.all(kind).get(key)
+        return (
+            None if cls is None else list(at.gateway_api.class_refusals(cast(GatewayApiClass, cls)))
+        )
+    if kind == GATEWAY:
+        state = at.gateway_api.gateways.get(key)
+        if state is None:
+            return None
+        mine = f"{GATEWAY}/{key}"
+        found = [*state.findings, *_vip_findings(at, state)]
+        found += [f for view in state.listeners.values() for f in view.findings]
+        return list(dict.fromkeys(f.refusal for f in found if f.refusal.object == mine))
+    if kind == "ListenerSet":
+        if key not in at.store.all(kind):
+            return None
+        joined = at.gateway_api.gateways.get(at.gateway_api.joined(key) or "")
+        if joined is None:
+            return []
+        views = [view for id_, view in joined.listeners.items() if id_[1] == key]
+        return list(dict.fromkeys(f.refusal for view in views for f in view.findings))
+    if kind == "BackendTLSPolicy":
+        known = key in at.gateway_api.policies
+        return [one.refusal for one in _policy_findings(at, key)] if known else None
+    return _route_refusals(at, (kind, key))

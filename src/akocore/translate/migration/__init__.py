@@ -1,0 +1,1 @@
+"""Ingresses → Gateways and HTTPRoutes that answer the same, with a word on all that is lost."""

@@ -1,0 +1,231 @@
+"""The Gateway API as a real API server has it: statuses, versions, other controllers' entries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cluster.control_plane import ControlPlane
+from cluster.controller import Controller
+from cluster.gateway_api import definitions
+from e2e.running import Client
+
+pytestmark = pytest.mark.real
+
+OBJECTS = """
+apiVersion: akocore.io/v1alpha1
+kind: Network
+metadata: {name: vips}
+spec: {subnet: 127.10.16.0/24, vipRanges: [{begin: 127.10.16.225, end: 127.10.16.254}]}
+---
+apiVersion: ako.vmware.com/v1alpha1
+kind: AviInfraSetting
+metadata: {name: critical.infra}
+spec: {network: {names: [vips]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: avi-lb}
+spec:
+  controllerName: ako.vmware.com/avi-lb
+  parametersRef: {group: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: web, namespace: default}
+spec:
+  gatewayClassName: avi-lb
+  listeners:
+  - {name: http, port: 80, protocol: HTTP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: hello, namespace: default}
+spec: {ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: hello, namespace: default, labels: {kubernetes.io/service-name: hello}}
+addressType: IPv4
+ports: [{port: BACKEND_PORT}]
+endpoints: [{addresses: [BACKEND]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: hello, namespace: default}
+spec:
+  parentRefs: [{name: web}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /app}}]
+    backendRefs: [{name: hello, port: 80}]
+"""
+
+
+@pytest.fixture
+def defined(plane: ControlPlane) -> Iterator[ControlPlane]:
+    """The control plane with the published definitions, which go again with all of theirs."""
+    path = definitions()
+    plane.kubectl("apply", "--server-side", "-f", path)
+    names = ["gatewayclass", "gateway", "httproute"]
+    for name in names:
+        plane.kubectl("wait", "--for=condition=Established", f"crd/{_plural(name)}.{GROUP}")
+    yield plane
+    plane.kubectl("delete", "--ignore-not-found", "-f", path)
+
+
+GROUP = "gateway.networking.k8s.io"
+
+
+def _plural(name: str) -> str:
+    return f"{name}es" if name.endswith("s") else f"{name}s"
+
+
+class Cluster:
+    """What kubectl says of the objects of the Gateway API."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self.until = controller.until
+        address, _, port = controller.endpoint.partition(":")
+        self.objects = OBJECTS.replace("BACKEND_PORT", port).replace("BACKEND", address)
+
+    def apply(self, text: str) -> None:
+        self.controller.apply(text)
+
+    def status(self, kind: str, name: str) -> dict[str, Any]:
+        words = ("get", f"{_plural(kind)}.{GROUP}", name, "-o", "json")
+        found: dict[str, Any] = json.loads(self.controller.plane.kubectl(*words))
+        return found.get("status", {})
+
+    def conditions(self, kind: str, name: str) -> dict[str, tuple[str, str]]:
+        return _said(self.status(kind, name).get("conditions", ()))
+
+    def parents(self, kind: str, name: str) -> dict[str, dict[str, tuple[str, str]]]:
+        """Controller → its conditions."""
+        return {
+            one["controllerName"]: _said(one["conditions"])
+            for one in self.status(kind, name).get("parents", ())
+        }
+
+    def address(self) -> str:
+        addresses = self.status("gateway", "web").get("addresses", ())
+        return str(addresses[0]["value"]) if addresses else ""
+
+    async def answers(self, path: str) -> int:
+        client = Client()
+        try:
+            return await client.get(self.address(), "any.example.test", path)
+        finally:
+            client.close()
+
+
+def _said(conditions: Any) -> dict[str, tuple[str, str]]:
+    return {one["type"]: (one["status"], one["reason"]) for one in conditions}
+
+
+@pytest.fixture
+def cluster(defined: ControlPlane, controller: Controller) -> Cluster:
+    assert defined is controller.plane
+    return Cluster(controller)
+
+
+async def test_a_gateway_and_its_route_are_served_and_say_so(cluster: Cluster) -> None:
+    cluster.apply(cluster.objects)
+    await cluster.controller.start()
+    await cluster.until(lambda: bool(cluster.address()))
+    assert cluster.conditions("gatewayclass", "avi-lb")["Accepted"] == ("True", "Accepted")
+    features = [
+        one["name"] for one in cluster.status("gatewayclass", "avi-lb")["supportedFeatures"]
+    ]
+    assert "HTTPRoute" in features
+    assert features == sorted(features)
+    said = cluster.conditions("gateway", "web")
+    assert said["Accepted"] == ("True", "Accepted")
+    assert said["Programmed"] == ("True", "Programmed")
+    (listener,) = cluster.status("gateway", "web")["listeners"]
+    assert listener["attachedRoutes"] == 1
+    assert _said(listener["conditions"]) == {
+        "Accepted": ("True", "Accepted"),
+        "Conflicted": ("False", "NoConflicts"),
+        "Programmed": ("True", "Programmed"),
+        "ResolvedRefs": ("True", "ResolvedRefs"),
+    }
+    ours = "ako.vmware.com/avi-lb"
+    assert cluster.parents("httproute", "hello")[ours] == {
+        "Accepted": ("True", "Accepted"),
+        "ResolvedRefs": ("True", "ResolvedRefs"),
+    }
+    assert await cluster.answers("/app/x") == 200
+    assert await cluster.answers("/other") == 404
+
+
+async def test_another_controllers_entries_of_a_route_stay_as_they_are(cluster: Cluster) -> None:
+    cluster.apply(cluster.objects)
+    entry = {
+        "parentRef": {"name": "theirs", "sectionName": "x"},
+        "controllerName": "example.net/other",
+        "conditions": [
+            {
+                "type": "Accepted",
+                "status": "True",
+                "reason": "Accepted",
+                "message": "",
+                "observedGeneration": 7,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ],
+    }
+    patch = json.dumps({"status": {"parents": [entry]}})
+    words = ("patch", "httproute", "hello", "--subresource=status", "--type=merge", "-p", patch)
+    cluster.controller.plane.kubectl(*words)
+    before = cluster.status("httproute", "hello")["parents"]
+    await cluster.controller.start()
+    await cluster.until(lambda: len(cluster.parents("httproute", "hello")) == 2)
+    after = cluster.status("httproute", "hello")["parents"]
+    assert [one for one in after if one["controllerName"] == "example.net/other"] == before
+    cluster.controller.plane.kubectl("delete", "gateways.gateway.networking.k8s.io", "web")
+    await cluster.until(lambda: cluster.status("httproute", "hello")["parents"] == before)
+
+
+async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
+    cluster: Cluster,
+) -> None:
+    cluster.apply(cluster.objects)
+    await cluster.controller.start()
+    await cluster.until(lambda: bool(cluster.address()))
+    more = "  - {name: other, port: 8080, protocol: HTTP}\n---\napiVersion: v1\nkind: Service"
+    cluster.apply(cluster.objects.replace("---\napiVersion: v1\nkind: Service", more, 1))
+
+    def observed() -> bool:
+        found = json.loads(
+            cluster.controller.plane.kubectl(
+                "get", "gateways.gateway.networking.k8s.io", "web", "-o", "json"
+            )
+        )
+        status = found["status"]
+        said = [*status["conditions"], *(c for x in status["listeners"] for c in x["conditions"])]
+        return len(status["listeners"]) == 2 and all(
+            one["observedGeneration"] == found["metadata"]["generation"] == 2 for one in said
+        )
+
+    await cluster.until(observed)
+
+
+async def test_definitions_that_come_later_are_picked_up(
+    plane: ControlPlane, controller: Controller
+) -> None:
+    await controller.start()
+    await controller.until_ready()
+    path = definitions("standard")
+    plane.kubectl("apply", "--server-side", "-f", path)
+    try:
+        plane.kubectl("wait", "--for=condition=Established", f"crd/gateways.{GROUP}")
+        cluster = Cluster(controller)
+        cluster.apply(cluster.objects)
+        await cluster.until(lambda: bool(cluster.address()), 30)
+        assert await cluster.answers("/app") == 200
+    finally:
+        plane.kubectl("delete", "--ignore-not-found", "-f", path)
