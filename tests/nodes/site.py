@@ -36,11 +36,37 @@ _VALUES = {
     },
     "controller": {"leaseSeconds": 4, "moveGraceSeconds": 2},
 }
-GATEWAY = """
+GROUP = "se-group-critical-se"
+"""The workload of the Service Engines."""
+SETTING = """
+apiVersion: akocore.io/v1alpha1
+kind: ServiceEngineGroup
+metadata: {name: se-group-critical}
+spec:
+  minSePerVs: 2
+  pods: {drainSeconds: 10}
+---
+apiVersion: ako.vmware.com/v1alpha1
+kind: AviInfraSetting
+metadata: {name: critical.infra}
+spec:
+  seGroup: {name: se-group-critical}
+  network: {names: [vips], enableRhi: true}
+  l7Settings: {shardSize: LARGE}
+---
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: critical-ic}
+spec:
+  controller: ako.vmware.com/avi-lb
+  parameters: {apiGroup: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
+---
 apiVersion: networking.x-k8s.io/v1alpha1
 kind: GatewayClass
 metadata: {name: critical-gwc}
-spec: {controller: ako.vmware.com/avi-lb}
+spec:
+  controller: ako.vmware.com/avi-lb
+  parametersRef: {group: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
 ---
 apiVersion: networking.x-k8s.io/v1alpha1
 kind: Gateway
@@ -84,11 +110,11 @@ class Site:
     def serve(self) -> None:
         """The walkthrough's application, by an Ingress and by a Gateway."""
         host = "hello.avi.iberia.local"
-        self.nodes.apply(*backend("hello", 3), ingress("hello", host))
+        self.nodes.apply(SETTING, *backend("hello", 3), ingress("hello", host, "critical-ic"))
         service = backend("hello-l4", 3)
         service[1]["metadata"]["labels"] = _CHOSEN
         service[1]["spec"]["type"] = "LoadBalancer"
-        self.nodes.apply(GATEWAY, *service)
+        self.nodes.apply(*service)
         self.hosts = {
             host: until(lambda: self.address("ingress/hello"), why=self.why),
             "l4": until(lambda: self.address("service/hello-l4"), why=self.why),

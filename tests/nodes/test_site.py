@@ -11,7 +11,7 @@ import time
 import pytest
 
 from nodes.outside import Load, until
-from nodes.site import CHART, HOME, Site
+from nodes.site import CHART, GROUP, HOME, Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 
@@ -22,14 +22,9 @@ def served_all_the_while(load: Load) -> None:
     assert not load.failures
 
 
-def vs_names(site: Site) -> list[str]:
-    return [one["status"]["name"] for one in site.nodes.get("virtualservices.akocore.io")["items"]]
-
-
 def scale(site: Site, number: int) -> None:
-    for name in vs_names(site):
-        command = ("akocore", "scale", f"vs/{name}", "--to", str(number))
-        site.nodes.kubectl("exec", "-n", HOME, site.leader(), "--", *command)
+    told = f"akocore.io/scale-out={number}"
+    site.nodes.kubectl("annotate", "--overwrite", "ais", "critical.infra", told)
 
 
 def test_ingress_and_gateway_are_served_by_pods_that_came_with_them(site: Site) -> None:
@@ -92,8 +87,8 @@ def test_a_leader_that_is_killed_costs_no_request(site: Site) -> None:
 
 def test_a_rollout_of_service_engines_costs_no_request(site: Site) -> None:
     with site.load() as load:
-        site.nodes.kubectl("rollout", "restart", "sts/default-group-se", "-n", HOME)
-        site.rollout("sts/default-group-se")
+        site.nodes.kubectl("rollout", "restart", f"sts/{GROUP}", "-n", HOME)
+        site.rollout(f"sts/{GROUP}")
         until(lambda: site.settled(2), why=site.why)
     served_all_the_while(load)
 
