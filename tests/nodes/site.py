@@ -147,6 +147,16 @@ class Site:
         found: list[dict[str, Any]] = self.nodes.get("pods", "-n", HOME, "-l", label)["items"]
         return found
 
+    def ready_endpoints(self, node: str) -> list[str]:
+        """Of the applications, on a node, as the cluster has it."""
+        return [
+            address
+            for one in self.nodes.get("endpointslices", "-n", "default")["items"]
+            for endpoint in one["endpoints"] or ()
+            if endpoint.get("nodeName") == node and endpoint["conditions"].get("ready")
+            for address in endpoint["addresses"]
+        ]
+
     def leader(self) -> str:
         """The pod that leads."""
         for one in self.nodes.get("replicas.akocore.io")["items"]:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from nodes.outside import Load, until
+from nodes.outside import CLIENT, Load, until
 from nodes.site import CHART, GROUP, HOME, Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -36,6 +36,9 @@ def test_ingress_and_gateway_are_served_by_pods_that_came_with_them(site: Site) 
 
     until(lambda: mirrored("vs", "state") == {"up"}, why=site.why)
     until(lambda: mirrored("se", "bgpUp") == {"1/1"}, why=site.why)
+    # Both through Service Engines: kube-proxy would send the client's packets on as they are.
+    for host, address in site.hosts.items():
+        assert '"from":"10.99.' not in site.nodes.ask(address, host, CLIENT)
 
 
 def test_pods_have_no_more_rights_than_they_need(site: Site) -> None:
@@ -133,6 +136,7 @@ def test_a_node_whose_power_is_cut_is_left_and_comes_back(site: Site) -> None:
         for address in site.hosts.values():
             until(lambda a=address: gone not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
     print(json.dumps(load.answers))
+    until(lambda: not site.ready_endpoints(node), 120, why=site.why)
     with site.load() as load:
         site.nodes.start()
         until(lambda: site.settled(2), 120, why=site.why)
