@@ -21,7 +21,7 @@ HOPS = [("se-1", 1), ("se-2", 3)]
 
 
 def run(*arguments: str, stdin: str | None = None) -> str:
-    result = CliRunner().invoke(app, ["ecmp", *arguments], input=stdin)
+    result = CliRunner().invoke(app(), ["ecmp", *arguments], input=stdin)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -31,7 +31,7 @@ def run_json(*arguments: str, stdin: str | None = None) -> Any:
 
 
 def refusal(*arguments: str, code: int = 2) -> str:
-    result = CliRunner().invoke(app, ["ecmp", *arguments])
+    result = CliRunner().invoke(app(), ["ecmp", *arguments])
     assert result.exit_code == code, result.output
     assert result.stdout == ""
     return result.stderr

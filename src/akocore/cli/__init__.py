@@ -1,53 +1,57 @@
-"""The command line: one module a command; nothing heavy is imported before it is needed."""
+"""The command line: one module a command; what is not asked for is not imported."""
 
 from __future__ import annotations
 
-import typer
+import sys
+from collections.abc import Iterable
+from importlib import import_module
 
-from akocore.cli.config import config
-from akocore.cli.controller import controller
-from akocore.cli.demo import demo
-from akocore.cli.dummy import dummy
-from akocore.cli.ecmp import ecmp
-from akocore.cli.explain import explain
-from akocore.cli.get import get
-from akocore.cli.install import crds, install, uninstall
-from akocore.cli.lab import lab
-from akocore.cli.migrate import migrate
-from akocore.cli.scale import scale
-from akocore.cli.se import se
-from akocore.cli.serve import serve
-from akocore.cli.shard import shard
-from akocore.cli.soak import soak
+import typer
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    help="An open load-balancer controller for Kubernetes.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-for command in (
-    serve,
-    controller,
-    get,
-    explain,
-    demo,
-    dummy,
-    shard,
-    config,
-    crds,
-    install,
-    uninstall,
-    soak,
-    scale,
-):
-    app.command()(command)
-app.add_typer(ecmp, name="ecmp")
-app.add_typer(lab, name="lab")
-app.add_typer(se, name="se")
-app.add_typer(migrate, name="migrate")
+_COMMANDS = {  # in the order of the help → module
+    "serve": "serve",
+    "controller": "controller",
+    "get": "get",
+    "explain": "explain",
+    "demo": "demo",
+    "dummy": "dummy",
+    "shard": "shard",
+    "config": "config",
+    "crds": "install",
+    "install": "install",
+    "uninstall": "install",
+    "soak": "soak",
+    "scale": "scale",
+    "ecmp": "ecmp",
+    "lab": "lab",
+    "se": "se",
+    "migrate": "migrate",
+}
+
+
+def app(names: Iterable[str] = tuple(_COMMANDS)) -> typer.Typer:
+    """The command line with these commands."""
+    out = typer.Typer(
+        help="An open load-balancer controller for Kubernetes.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    out.callback()(_akocore)
+    for name in names:
+        command = getattr(import_module(f"akocore.cli.{_COMMANDS[name]}"), name)
+        if isinstance(command, typer.Typer):
+            out.add_typer(command, name=name)
+        else:
+            out.command()(command)
+    return out
+
+
+def _akocore() -> None:
+    """Makes a command line of one command ask for its name all the same."""
 
 
 def main() -> None:
-    app()
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    app((asked,) if asked in _COMMANDS else _COMMANDS)()

@@ -44,7 +44,7 @@ def main() -> None:
     if not rest or rest[0] not in _ASKED:
         from akocore.cli import app
 
-        app(rest, prog_name="kubectl akocore")
+        app()(rest, prog_name="kubectl akocore")
         return
     if not {"-n", "--namespace"} & {one.split("=")[0] for one in options}:
         options += ["--namespace", "akocore-system"]

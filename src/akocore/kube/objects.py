@@ -6,8 +6,10 @@ ends with the path of the field (``- at `$.spec.rules[0].host` ``).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import lru_cache
 from sys import intern
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -46,6 +48,7 @@ __all__ = [
     "share",
 ]
 
+_Alike = TypeVar("_Alike", bound=Hashable)
 Protocol = Literal["TCP", "UDP", "SCTP"]
 
 _OWN_LABELS: Final = "ako.vmware.com/"
@@ -727,6 +730,12 @@ class Batch(Struct, frozen=True):
     received: Received | None = None
 
 
+@lru_cache(4096)
+def _once(part: _Alike) -> _Alike:
+    """The first of all that are equal."""
+    return part
+
+
 def share(obj: Object) -> None:
     """Keep once what many objects have alike, and not at all what nobody here reads.
 
@@ -748,10 +757,10 @@ def share(obj: Object) -> None:
         labels = obj.metadata.labels
         if labels is not None and not any(name.startswith(_OWN_LABELS) for name in labels):
             change(meta, "labels", None)
+        change(obj, "spec", _once(obj.spec))
     elif isinstance(obj, EndpointSlice):
         change(meta, "uid", "")  # no event and no status is ever of one
-        for port in obj.ports or ():
-            change(port, "name", intern(port.name or ""))
+        change(obj, "ports", _once(obj.ports))
 
 
 def key_of(kind: str, key: str) -> str:
