@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ class Nodes:
         programs = next(CACHE.glob("kubernetes-v*/kubectl"))
         command = [str(programs), "--kubeconfig", str(self.kubeconfig), *arguments]
         return within(NAMESPACE, command, stdin, allow)
+
+    def plugin(self, *arguments: str) -> str:
+        """What ``kubectl akocore ...`` says."""
+        programs = next(CACHE.glob("kubernetes-v*/kubectl")).parent
+        run = "from akocore.cli.kubectl_plugin import main; main()"
+        options = ("--kubeconfig", str(self.kubeconfig))
+        command = ["env", f"PATH={programs}:{os.environ['PATH']}", sys.executable, "-c", run]
+        return within(NAMESPACE, [*command, *options, *arguments])
 
     def get(self, *arguments: str) -> Any:
         """What ``kubectl get ... -o json`` says."""

@@ -125,22 +125,30 @@ def test_an_api_server_that_is_away_for_two_minutes_costs_no_request(site: Site)
     served_all_the_while(load)
 
 
-def test_a_node_whose_power_is_cut_is_left_and_comes_back(site: Site) -> None:
+def test_a_node_whose_power_is_cut_is_left_for_another(site: Site) -> None:
     pods = {p["spec"]["nodeName"]: p["status"]["podIP"] for p in site.pods("service-engine")}
     coredns = site.nodes.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
     taken = {pod["spec"]["nodeName"] for pod in coredns}
     node = min(pods, key=lambda name: name in taken)
     with site.load() as load:
         site.nodes.cut_power(int(node.removeprefix("n")))
-        gone = pods.pop(node)
         for address in site.hosts.values():
-            until(lambda a=address: gone not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
-    print(json.dumps(load.answers))
+            until(lambda a=address: pods[node] not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
+    print(json.dumps(load.answers))  # those on that node fail until the router has noticed
     until(lambda: not site.ready_endpoints(node), 120, why=site.why)
     with site.load() as load:
-        site.nodes.start()
-        until(lambda: site.settled(2), 120, why=site.why)
+        until(lambda: site.settled(2), 240, why=site.why)
     served_all_the_while(load)
+    assert node not in {pod["spec"]["nodeName"] for pod in site.pods("service-engine")}
+    with site.load() as load:
+        site.nodes.start()
+    served_all_the_while(load)
+
+
+def test_kubectl_akocore_explains_what_a_cluster_has(site: Site) -> None:
+    said = site.nodes.plugin("explain", "ingress/hello")
+    assert "class    critical-ic, from the Ingress" in said
+    assert site.hosts["hello.avi.iberia.local"] in said
 
 
 def test_uninstalling_takes_back_what_was_written_and_made(site: Site) -> None:

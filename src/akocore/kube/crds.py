@@ -311,6 +311,7 @@ def rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rule("apps", ["statefulsets"], ["list", "create", "patch", "delete"]),
         rule("policy", ["poddisruptionbudgets"], ["create", "patch", "delete"]),
         rule("", ["secrets"], ["create", "patch", "delete"]),
+        rule("", ["pods"], ["list", "delete"]),
     ]
     return everywhere, at_home
 
