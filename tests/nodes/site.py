@@ -175,7 +175,9 @@ class Site:
 
     def why(self) -> str:
         """What there is, for a test that fails."""
+        hops = {address: self.outside.next_hops(address) for address in self.hosts.values()}
         parts = [
+            f"ready engines {self.engines()}, next hops {hops}",
             self.nodes.kubectl("get", "pods", "-A", "-o", "wide"),
             self.nodes.kubectl("get", "ingress,services,vs,se", "-o", "wide"),
         ]
