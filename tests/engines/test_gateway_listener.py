@@ -540,3 +540,21 @@ async def test_the_systems_authorities_are_known(gw: Rig, authority: Authority) 
     web = await https_echo(gw, "web", server_tls(authority, "backend.test"))
     await gw.serve(to(msgspec.structs.replace(web, tls=BackendTls("backend.test", system=True))))
     assert (await gw.ask()).status in (502, 503)
+
+
+async def test_a_certificate_that_is_missing_keeps_nobody_else_waiting(
+    gw: Rig, names: Names
+) -> None:
+    await gw.listen(https("a", names.add("a.test"), sni="a.test"), port=443)
+    await gw.listen(
+        https("a", "default/a.test", sni="a.test"),
+        https("b", "default/not-there", sni="b.test"),
+        https("c", names.add("c.test"), sni="c.test"),
+        port=443,
+    )
+    await until(lambda: served_is(names, "c.test", "c.test"), 5)
+    assert await served(names, "a.test") == "a.test"
+    assert await served(names, "b.test") != "b.test"
+    names.add("not-there")
+    await gw.publish([gw.secrets[secret_name("default/not-there")]])
+    await until(lambda: served_is(names, "b.test", "not-there"))
