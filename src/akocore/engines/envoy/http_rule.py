@@ -245,6 +245,7 @@ def _forward(out: route_pb2.Route, rule: HttpRule, shares: list[Backend]) -> Non
         if rule.grpc
         else route_pb2.RouteAction.INTERNAL_SERVER_ERROR
     )
+    action.hash_policy.add().connection_properties.source_ip = True  # a Service's session affinity
     edited = _edited(shares)
     if len(shares) == 1 and not edited:
         action.cluster = gateway_cluster_name(shares[0])
