@@ -324,7 +324,11 @@ class GatewayApi:
             self._ports_of(key, before)
             self._hosts_of(key, state)
             if state.vs:
-                stays = {id_: _place(one) for id_, one in state.listeners.items()}
+                stays = {
+                    id_: (one.port, chain_of(one))
+                    for id_, one in state.listeners.items()
+                    if one.protocol in _HTTP
+                }
                 self._realiser.drop_hosts(
                     self._placement.services[state.vs],
                     lambda at, placed: (
@@ -478,8 +482,13 @@ class GatewayApi:
         self._listeners_due.add(key)
         for id_, hosts in state.on.items():
             self._hosts_due.update((key, id_, one) for one in hosts)
+        service = self._placement.services.get(state.vs)
+        if service is not None and service.gateway is not None:
+            for at, placed in service.gateway.hosts.items():
+                if placed.owner != _MISDIRECTED:
+                    self._hosts_due.add((key, placed.owner, at.host))
         for id_, view in state.listeners.items():
-            if view.protocol in ("HTTP", "HTTPS"):
+            if view.protocol in _HTTP:
                 self._hosts_due.add((key, id_, view.hostname))
 
     # ── routes ──────────────────────────────────────────────────────────────────────────────
@@ -776,10 +785,6 @@ def _rules(state: RouteState) -> tuple[object, ...]:
 def _attachable(views: Mapping[ListenerId, ListenerView]) -> dict[ListenerId, tuple[object, bool]]:
     """What of listeners routes depend on."""
     return {id_: (without_findings(one), one.accepted) for id_, one in views.items()}
-
-
-def _place(view: ListenerView) -> tuple[int, str]:
-    return view.port, chain_of(view)
 
 
 def _found(obj: Object, type_: str, field_: str, reason: str, remedy: str) -> Finding:
