@@ -410,6 +410,7 @@ async def test_cors_answers_preflights_and_marks_answers_of_allowed_origins(gw: 
             "access-control-allow-origin": origin,
             "access-control-allow-methods": "GET, PUT",
             "access-control-allow-headers": "x-one, x-two",
+            "access-control-expose-headers": "x-seen",
             "access-control-allow-credentials": "true",
             "access-control-max-age": "17",
         }
