@@ -12,6 +12,7 @@ from akocore.engines.envoy.gateway import secret_name
 from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name
 from akocore.gateway_api import GatewayState, RouteState
 from akocore.kube.gateway_objects import (
+    DEFINITION,
     GATEWAY,
     GATEWAY_API,
     GATEWAY_CLASS,
@@ -27,7 +28,7 @@ from akocore.reconcile import Reconciler
 from akocore.status import condition
 from akocore.translate.classes import CONTROLLER
 from akocore.translate.gateway_api.attachment import Attached, parent_of
-from akocore.translate.gateway_api.classes import FEATURES
+from akocore.translate.gateway_api.classes import BUNDLE_VERSION, FEATURES, SERVED_RELEASES
 from akocore.translate.gateway_api.found import Finding, RouteId, Type, first, text
 from akocore.translate.gateway_api.listeners import ListenerView
 
@@ -44,6 +45,9 @@ __all__ = [
     "route",
     "routes",
 ]
+
+
+_RELEASES = ", ".join(f"{one}x" for one in SERVED_RELEASES)
 
 
 class Says(Struct, frozen=True):
@@ -94,7 +98,15 @@ def gateway_class(at: Reconciler, key: str) -> tuple[tuple[Says, ...], tuple[str
     refused = at.gateway_api.class_refusals(cls)
     message = "; ".join(f"{r.field}: {r.remedy}" for r in refused)
     reason = refused[0].reason if refused else "Accepted"
-    return (Says("Accepted", not refused, reason, message),), FEATURES
+    said = [Says("Accepted", not refused, reason, message)]
+    definition = at.store.all("CustomResourceDefinition").get(DEFINITION)
+    release = definition.metadata.annotation(BUNDLE_VERSION) if definition is not None else None
+    if release is not None:
+        known = release.startswith(SERVED_RELEASES)
+        message = "" if known else f"Definitions of {release} are there; {_RELEASES} are known."
+        reason = "SupportedVersion" if known else "UnsupportedVersion"
+        said.append(Says("SupportedVersion", known, reason, message))
+    return tuple(said), FEATURES
 
 
 # ── gateways and their listeners ────────────────────────────────────────────────────────────
