@@ -16,6 +16,7 @@ from msgspec import Struct, field
 
 from akocore.infrastructure import Infrastructure
 from akocore.kube.gateway_objects import (
+    DEFINITION,
     GATEWAY,
     GATEWAY_CLASS,
     ROUTE_KINDS,
@@ -61,6 +62,7 @@ from akocore.translate.tls import Certificate, CertificateProblem, bundle
 __all__ = ["GatewayApi", "GatewayState", "RouteState"]
 
 Id = tuple[str, str]  # (kind as stored, key)
+_DEFINITION = f"CustomResourceDefinition/{DEFINITION}"
 _HTTP = ("HTTP", "HTTPS")
 _MISDIRECTED: ListenerId = ("", "", "misdirected")
 _ROUTES = {kind.KIND for kind in ROUTE_KINDS}
@@ -161,6 +163,8 @@ class GatewayApi:
             self._gateways_due.add(key)
             self._refer_to(f"Gateway/{key}")
         elif kind == GATEWAY_CLASS:
+            known = self._store.all(GATEWAY_CLASS)
+            (self.named.add if known else self.named.discard)(_DEFINITION)
             self.touched.add((kind, key))
             self._refer_to(f"{kind}/{key}")
         elif kind == "ListenerSet":
@@ -183,6 +187,15 @@ class GatewayApi:
                 self._refer_to(f"Namespace/{key}")
         elif kind in ("Service", "Secret", "ConfigMap"):
             self._refer_to(f"{kind}/{key}")
+        elif kind == "CustomResourceDefinition" and key == DEFINITION:
+            self.touched.update((GATEWAY_CLASS, name) for name in self._store.all(GATEWAY_CLASS))
+
+    def take_expired(self, secrets: Iterable[str]) -> bool:
+        """These certificates have expired; whether somebody names one of them."""
+        mine = [key for key in secrets if self.uses_secret(key)]
+        for key in mine:
+            self._refer_to(f"Secret/{key}")
+        return bool(mine)
 
     def take_settings(self, names: Iterable[str]) -> None:
         """These AviInfraSettings came out differently."""

@@ -84,6 +84,7 @@ class Realiser:
         self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset)
         self.gateway = GatewayRealiser(self._put, self._drop, self._use, port_offset)
         self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
+        self.expired: set[str] = set()  # Secrets; who reads it clears it
         self._placed_gateway: list[Published] = []
 
     def realise(self, host: str, placed: Placed) -> None:
@@ -349,6 +350,7 @@ class Realiser:
         ]
         for key in gone:
             self.take_certificate(key)
+        self.expired.update(gone)
         if gone:
             self.push_secrets(gone)
             self.publish()

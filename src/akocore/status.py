@@ -249,7 +249,7 @@ def virtual_service(
         "metadata": {"name": service.name},
         "spec": {
             "aviInfraSetting": service.infra.setting,
-            "hosts": sorted(service.hosts) if hosts else [],
+            "hosts": sorted(service.hosts | _gateway_hosts(service)) if hosts else [],
             "listeners": [
                 f"{protocol}/{port}"
                 for protocol, port in (
@@ -269,6 +269,12 @@ def virtual_service(
             "why": "; ".join(why),
         },
     }
+
+
+def _gateway_hosts(service: VirtualService) -> set[str]:
+    """The hosts of a Gateway's virtual service that a route speaks for."""
+    placed = service.gateway.hosts.items() if service.gateway is not None else ()
+    return {at.host for at, one in placed if one.model.rules and one.owner[0]}
 
 
 def virtual_services(at: Reconciler) -> list[dict[str, Any]]:

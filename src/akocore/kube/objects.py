@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from akocore.kube.gateway_objects import GATEWAY_KINDS, ConfigMap
+from akocore.kube.gateway_objects import GATEWAY_KINDS, ConfigMap, CustomResourceDefinition
 from akocore.kube.meta import Condition, LabelSelector, Object, ObjectMeta, Part, Port
 from akocore.model import Refusal
 from akocore.revisions import Received
@@ -605,6 +605,7 @@ _READ: Final[tuple[type[Object], ...]] = (
     ServiceEngineGroup,
     Network,
     ConfigMap,
+    CustomResourceDefinition,
     *GATEWAY_KINDS,
 )
 KINDS: Final[dict[tuple[str, str], type[Object]]] = {

@@ -20,7 +20,18 @@ from akocore.translate.gateways import unusable
 if TYPE_CHECKING:
     from akocore.store import Store
 
-__all__ = ["FEATURES", "GovernedByClass", "class_refusals", "govern"]
+__all__ = [
+    "BUNDLE_VERSION",
+    "FEATURES",
+    "SERVED_RELEASES",
+    "GovernedByClass",
+    "class_refusals",
+    "govern",
+]
+
+BUNDLE_VERSION: Final = "gateway.networking.k8s.io/bundle-version"
+SERVED_RELEASES: Final = ("v1.6.",)
+"""Releases of the definitions that have all kinds that are read, in the versions that are."""
 
 FEATURES: Final = (
     "BackendTLSPolicy",
