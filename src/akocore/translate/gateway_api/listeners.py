@@ -137,16 +137,17 @@ def _conflicts(groups: list[list[_Draft]]) -> None:
             if draft.spec.protocol in KINDS:
                 mine[draft.spec.protocol == "UDP", draft.spec.port].append(draft)
         for at, drafts in mine.items():
-            found = [
-                (draft, problem)
-                for draft in drafts
-                for others in (taken[at], drafts)
-                if (problem := _conflict(draft, others)) is not None
-            ]
-            for draft, (reason, remedy) in found:
-                if not draft.findings:
-                    draft.no("Conflicted", "", reason, remedy)
-            taken[at] += [draft for draft in drafts if not draft.findings]
+            _refuse(drafts, taken[at])
+            _refuse(rest := [one for one in drafts if not one.findings], rest)
+            taken[at] += [one for one in rest if not one.findings]
+
+
+def _refuse(drafts: list[_Draft], others: list[_Draft]) -> None:
+    """Refuse those that can't be told from one of ``others``."""
+    found = [(draft, _conflict(draft, others)) for draft in drafts]
+    for draft, problem in found:
+        if problem is not None:
+            draft.no("Conflicted", "", *problem)
 
 
 def _conflict(draft: _Draft, others: Iterable[_Draft]) -> tuple[str, str] | None:
@@ -235,11 +236,10 @@ def _kinds(draft: _Draft) -> tuple[str, ...]:
 
 
 def _resolve(
-    ref: ObjectReference, kind: str, draft: _Draft, namespace: str, check: Check, permits: Permits
+    ref: ObjectReference, kind: str, owner: str, namespace: str, check: Check, permits: Permits
 ) -> tuple[str, tuple[str, str] | None]:
-    """The key that a reference means, and what is wrong with it."""
+    """The key that a reference of an ``owner`` means, and what is wrong with it."""
     key = f"{ref.namespace or namespace}/{ref.name}"
-    owner = draft.id[0] if namespace == draft.namespace else "Gateway"
     if ref.namespace not in ("", namespace) and not permits(owner, namespace, kind, key):
         remedy = f"Create a ReferenceGrant in {ref.namespace} for {owner}s of {namespace}."
         return key, ("RefNotPermitted", remedy)
@@ -260,7 +260,7 @@ def _certificates(draft: _Draft, check: Check, permits: Permits) -> tuple[str, .
             )
             draft.no("ResolvedRefs", field, "InvalidCertificateRef", remedy)
             continue
-        key, problem = _resolve(ref, "Secret", draft, draft.namespace, check, permits)
+        key, problem = _resolve(ref, "Secret", draft.id[0], draft.namespace, check, permits)
         if problem is None:
             good.append(key)
         else:
@@ -298,7 +298,7 @@ def _clients(
             remedy = f"{ref.kind} of group {ref.group or 'core'} is not read: name a ConfigMap."
             no("ResolvedRefs", field, "InvalidCACertificateKind", remedy)
             continue
-        key, problem = _resolve(ref, "ConfigMap", draft, home, check, permits)
+        key, problem = _resolve(ref, "ConfigMap", "Gateway", home, check, permits)
         if problem is None:
             good.append(key)
         else:
