@@ -236,7 +236,7 @@ def gateway(at: Reconciler, key: str) -> GatewaySays | None:
     due = (home.address,) if home is not None and (programmed.true or programmed.pending) else ()
     shown = due if programmed.true else ()
     sets = sum(
-        any(_true(one, "Accepted") for id_, one in listeners.items() if id_[1] == name)
+        any(view.serves for id_, view in state.listeners.items() if id_[1] == name)
         for name in state.sets
     )
     return GatewaySays(tuple(said), tuple(own.values()), shown, due, sets, state.vs)
@@ -400,16 +400,15 @@ def listener_set(at: Reconciler, key: str) -> GatewaySays | None:
             Says("Programmed", False, "NotAllowed", message),
         )
         return GatewaySays(no, ())
-    listeners = tuple(
-        _listener(at, state, view) for id_, view in state.listeners.items() if id_[1] == key
-    )
-    good = [one for one in listeners if _true(one, "Accepted")]
+    views = [view for id_, view in state.listeners.items() if id_[1] == key]
+    listeners = tuple(_listener(at, state, view) for view in views)
+    good = [one for view, one in zip(views, listeners, strict=True) if view.serves]
     if first(state.findings, "Accepted") is not None:
         message = "The Gateway is not accepted: its status says why."
         accepted = Says("Accepted", False, "ParentNotAccepted", message)
         return GatewaySays((accepted, _not("ParentNotAccepted", message)), listeners)
     if not good:
-        message = "None of its listeners is accepted: their status says why."
+        message = "None of its listeners is served: their status says why."
         accepted = Says("Accepted", False, "ListenersNotValid", message)
         return GatewaySays((accepted, _not("ListenersNotValid", message)), listeners)
     some = len(good) < len(listeners)
