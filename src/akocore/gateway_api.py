@@ -24,12 +24,9 @@ from akocore.kube.gateway_objects import (
     ConfigMap,
     GatewayApiClass,
     GatewayApiGateway,
-    GRPCRoute,
-    HTTPRoute,
     ListenerSet,
     ReferenceGrant,
     Route,
-    TLSRoute,
 )
 from akocore.kube.meta import Object
 from akocore.kube.objects import Change, ServicePort
@@ -187,6 +184,8 @@ class GatewayApi:
                 self._refer_to(f"Namespace/{key}")
         elif kind in ("Service", "Secret", "ConfigMap"):
             self._refer_to(f"{kind}/{key}")
+            if kind == "Service":
+                self._touch_policies((f"Service/{key}",))
         elif kind == "CustomResourceDefinition" and key == DEFINITION:
             self.touched.update((GATEWAY_CLASS, name) for name in self._store.all(GATEWAY_CLASS))
 
@@ -308,6 +307,7 @@ class GatewayApi:
         if by.refusal is not None:
             findings.append(Finding("Accepted", by.refusal))
         address = _address(obj, findings)
+        _warn(obj, findings)
         shown = self._client_certificate(obj, findings, refers)
         if state.certificate != shown:
             state.certificate = shown
@@ -536,7 +536,17 @@ class GatewayApi:
         """A route against its parents; None: none of them is ours."""
         meta = route.metadata
         spec = route.spec  # type: ignore[attr-defined]
-        hostnames = spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute | TLSRoute) else ()
+        mine = [parent_of(ref, meta.namespace) for ref in spec.parent_refs]
+        for parent in mine:
+            if parent is not None:
+                refers.add(f"{parent[0]}/{parent[1]}")
+        if not any(parent is not None and self._state(parent) is not None for parent in mine):
+            return None
+        context = Context(self._store.service, self._permits, self._tls)
+        rules = rules_of(route, context)
+        wrong = None
+        if rules.named and not rules.hostnames:
+            wrong = Attached({}, "UnsupportedValue", "None of its hostnames can be.")
 
         def labels() -> Mapping[str, str]:
             refers.add(f"Namespace/{meta.namespace}")
@@ -544,24 +554,22 @@ class GatewayApi:
 
         parents: dict[int, tuple[Parent, Attached]] = {}
         on: dict[tuple[str, ListenerId], tuple[str, ...]] = {}
-        for i, ref in enumerate(spec.parent_refs):
-            parent = parent_of(ref, meta.namespace)
-            if parent is None:
+        for i, (ref, parent) in enumerate(zip(spec.parent_refs, mine, strict=True)):
+            state = self._state(parent) if parent is not None else None
+            if parent is None or state is None:
                 continue
-            refers.add(f"{parent[0]}/{parent[1]}")
-            gateway = parent[1] if parent[0] == "Gateway" else self._joined.get(parent[1])
-            state = self.gateways.get(gateway or "")
-            if gateway is None or state is None:
-                continue
+            gateway = state.gateway.metadata.key
             views = [one for one in state.listeners.values() if one.id[:2] == parent]
-            found = attach(route.KIND, meta.namespace, hostnames, ref, views, labels)
+            found = wrong or attach(route.KIND, meta.namespace, rules.hostnames, ref, views, labels)
             parents[i] = (parent, found)
             for id_, hosts in found.hosts.items():
                 on[gateway, id_] = tuple(dict.fromkeys((*on.get((gateway, id_), ()), *hosts)))
-        if not parents:
-            return None
-        context = Context(self._store.service, self._permits, self._tls)
-        return RouteState(route, rules_of(route, context), parents, on)
+        return RouteState(route, rules, parents, on)
+
+    def _state(self, parent: Parent) -> GatewayState | None:
+        """The Gateway of ours that a parent is, or has joined."""
+        key = parent[1] if parent[0] == "Gateway" else self._joined.get(parent[1])
+        return self.gateways.get(key) if key is not None else None
 
     # ── policies ────────────────────────────────────────────────────────────────────────────
 
@@ -823,6 +831,28 @@ def _address(obj: GatewayApiGateway, findings: list[Finding]) -> str:
         else:
             address = address or one.value
     return address
+
+
+def _warn(obj: GatewayApiGateway, findings: list[Finding]) -> None:
+    """What is asked for and is not there."""
+    asked: list[tuple[str, str]] = []
+    if obj.spec.default_scope not in ("", "None"):
+        what = "Routes don't come by themselves: they name their Gateway. Take it out."
+        asked.append(("spec.defaultScope", what))
+    infrastructure = obj.spec.infrastructure
+    for part in ("labels", "annotations"):
+        if infrastructure is not None and getattr(infrastructure, part):
+            what = "Nothing is made in the cluster that could carry them. Take them out."
+            asked.append((f"spec.infrastructure.{part}", what))
+    for field_, remedy in asked:
+        refusal = Refusal(
+            object=f"{obj.stored()}/{obj.metadata.key}",
+            field=field_,
+            reason="UnsupportedValue",
+            remedy=remedy,
+            warning=True,
+        )
+        findings.append(Finding("Warning", refusal))
 
 
 def _namespace(obj: Object | None) -> tuple[object, ...]:

@@ -593,6 +593,17 @@ def policy(at: Reconciler, key: str) -> list[tuple[ParentReference, tuple[Says, 
 def _policy_findings(at: Reconciler, key: str) -> list[Finding]:
     seen = at.gateway_api.policies[key]
     found = list(seen.findings)
+    for i, (service, port) in enumerate(seen.targets):
+        obj = at.store.service(service)
+        if obj is None or (port and all(one.name != port for one in obj.spec.ports)):
+            what = f"port {port} of Service {service}" if port else f"Service {service}"
+            refusal = Refusal(
+                object=f"BackendTLSPolicy/{key}",
+                field=f"spec.targetRefs[{i}]",
+                reason="TargetNotFound",
+                remedy=f"There is no {what}. Create it.",
+            )
+            found.append(Finding("Accepted", refusal))
     winners = [at.gateway_api.policy_of(target) for target in seen.targets]
     if winners and key not in winners:
         remedy = f"BackendTLSPolicy {winners[0]}, which came first, has its targets. Take one away."

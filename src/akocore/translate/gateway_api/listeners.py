@@ -21,6 +21,7 @@ from akocore.kube.gateway_objects import (
 )
 from akocore.model import Refusal
 from akocore.translate.gateway_api.found import Finding, ListenerId, Type
+from akocore.translate.gateway_api.hostnames import is_hostname
 
 __all__ = ["ClientValidation", "ListenerView", "listeners"]
 
@@ -32,6 +33,8 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     "UDP": ("UDPRoute",),
 }
 """Which routes a listener of a protocol may have."""
+
+_HOSTS: Final = ("HTTP", "HTTPS", "TLS")
 
 Check = Callable[[str, str], tuple[str, str] | None]
 """Of a Secret or ConfigMap ("namespace/name") and a kind: (reason, remedy) of what is wrong."""
@@ -91,6 +94,16 @@ class _Draft(Struct):
         at = f"{self.field}.{field}" if field else self.field
         refusal = Refusal(object=self.object, field=at, reason=reason, remedy=remedy)
         self.findings.append(Finding(type_, refusal))
+
+    def warn(self, field: str, remedy: str) -> None:
+        refusal = Refusal(
+            object=self.object,
+            field=f"{self.field}.{field}",
+            reason="UnsupportedValue",
+            remedy=remedy,
+            warning=True,
+        )
+        self.findings.append(Finding("Warning", refusal))
 
 
 def _drafts(kind: str, key: str, object_: str, listeners: tuple[Listener, ...]) -> list[_Draft]:
@@ -183,6 +196,9 @@ def _view(
     mode: Literal["", "Terminate", "Passthrough"] = ""
     certificates: tuple[str, ...] = ()
     clients = None
+    if spec.hostname and spec.protocol in _HOSTS and not is_hostname(spec.hostname):
+        remedy = f"{spec.hostname} is no DNS name. Write one, with *. only at the start."
+        draft.no("Accepted", "hostname", "UnsupportedValue", remedy)
     if spec.protocol not in KINDS:
         remedy = f"{spec.protocol} is not served. Write HTTP, HTTPS, TLS, TCP or UDP."
         draft.no("Accepted", "protocol", "UnsupportedProtocol", remedy)
@@ -201,6 +217,8 @@ def _view(
     elif spec.tls is not None:
         remedy = f"A listener of {spec.protocol} has no TLS. Take it out, or write HTTPS or TLS."
         draft.no("Accepted", "tls", "UnsupportedValue", remedy)
+    for name in sorted((spec.tls.options if spec.tls is not None else None) or ()):
+        draft.warn(f"tls.options[{name}]", "It is not known, and passed over. Take it out.")
     return ListenerView(
         id=draft.id,
         field=draft.field,
