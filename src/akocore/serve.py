@@ -581,6 +581,9 @@ class Serve:
             if self.routes is not None and self.routes.lacks:
                 self._engines_due.set()
             self._say(self.reconciler.realiser.expire())
+            if self.reconciler.follow_expired():
+                self._placed()
+                self._say_l4()
 
     def _routes_due(self) -> None:
         if self.routes is not None:
