@@ -77,7 +77,7 @@ test: lint typecheck cluster ## lint, types and the whole test suite; PYTEST_ARG
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: venv ## the tests that take longer, such as a million look-ups in the kernel
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow --ignore=tests/nodes $(PYTEST_ARGS)
 
 bench: venv ## kernels, translate, encode and the whole pipeline beside their limits; asserts no time
 	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/cluster --benchmark-group-by=group \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ class Nodes:
     def __init__(self, count: int) -> None:
         self.count = count
         self.kubeconfig = HOME / "run/pki/admin.kubeconfig"
+
+    @property
+    def running(self) -> bool:
+        """Whether there is one, of an earlier start."""
+        return (Path("/run/netns") / NAMESPACE).exists()
 
     def start(self) -> None:
         """Build what is missing, start what doesn't run, wait until all of it is ready."""
@@ -64,6 +70,14 @@ class Nodes:
         programs = next(CACHE.glob("kubernetes-v*/kubectl"))
         command = [str(programs), "--kubeconfig", str(self.kubeconfig), *arguments]
         return within(NAMESPACE, command, stdin, allow)
+
+    def plugin(self, *arguments: str) -> str:
+        """What ``kubectl akocore ...`` says."""
+        programs = next(CACHE.glob("kubernetes-v*/kubectl")).parent
+        run = "from akocore.cli.kubectl_plugin import main; main()"
+        options = ("--kubeconfig", str(self.kubeconfig))
+        command = ["env", f"PATH={programs}:{os.environ['PATH']}", sys.executable, "-c", run]
+        return within(NAMESPACE, [*command, *options, *arguments])
 
     def get(self, *arguments: str) -> Any:
         """What ``kubectl get ... -o json`` says."""

@@ -20,16 +20,18 @@ _IMAGES = Path(__file__).parents[2] / "deploy" / "images"
 
 @pytest.fixture(scope="session")
 def nodes(require_real: Callable[[bool, str], None]) -> Iterator[Nodes]:
-    """Three nodes, or $NODES, with both images of akocore."""
+    """Three nodes, or $NODES, with both images of akocore.  One that was up before stays up."""
     able = os.geteuid() == 0 and bool(shutil.which("apt-get")) and bool(shutil.which("go"))
     require_real(able, "root with apt-get and go")
     made = Nodes(int(os.environ.get("NODES", "3")))
+    was_up = made.running
     try:
         subprocess.run([_IMAGES, HOME / "images"], check=True, stdout=subprocess.DEVNULL)
         made.start()
         yield made
     finally:
-        made.stop()
+        if not was_up:
+            made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -85,13 +85,15 @@ class Outside:
 
 
 def until(said: Callable[[], _T], seconds: float = 60, why: Callable[[], str] = str) -> _T:
-    """What is said once it is true."""
+    """What is said once it is true; a command that fails meanwhile has said nothing."""
     deadline = time.monotonic() + seconds
-    while not (found := said()):
+    while True:
+        with contextlib.suppress(RuntimeError):
+            if found := said():
+                return found
         if time.monotonic() > deadline:
             raise TimeoutError(f"not true after {seconds:g} s: {why()}")
         time.sleep(0.2)
-    return found
 
 
 class Load:

@@ -36,11 +36,37 @@ _VALUES = {
     },
     "controller": {"leaseSeconds": 4, "moveGraceSeconds": 2},
 }
-GATEWAY = """
+GROUP = "se-group-critical-se"
+"""The workload of the Service Engines."""
+SETTING = """
+apiVersion: akocore.io/v1alpha1
+kind: ServiceEngineGroup
+metadata: {name: se-group-critical}
+spec:
+  minSePerVs: 2
+  pods: {drainSeconds: 10}
+---
+apiVersion: ako.vmware.com/v1alpha1
+kind: AviInfraSetting
+metadata: {name: critical.infra}
+spec:
+  seGroup: {name: se-group-critical}
+  network: {names: [vips], enableRhi: true}
+  l7Settings: {shardSize: LARGE}
+---
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: critical-ic}
+spec:
+  controller: ako.vmware.com/avi-lb
+  parameters: {apiGroup: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
+---
 apiVersion: networking.x-k8s.io/v1alpha1
 kind: GatewayClass
 metadata: {name: critical-gwc}
-spec: {controller: ako.vmware.com/avi-lb}
+spec:
+  controller: ako.vmware.com/avi-lb
+  parametersRef: {group: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
 ---
 apiVersion: networking.x-k8s.io/v1alpha1
 kind: Gateway
@@ -84,17 +110,16 @@ class Site:
     def serve(self) -> None:
         """The walkthrough's application, by an Ingress and by a Gateway."""
         host = "hello.avi.iberia.local"
-        self.nodes.apply(*backend("hello", 3), ingress("hello", host))
+        self.nodes.apply(SETTING, *backend("hello", 3), ingress("hello", host, "critical-ic"))
         service = backend("hello-l4", 3)
         service[1]["metadata"]["labels"] = _CHOSEN
         service[1]["spec"]["type"] = "LoadBalancer"
-        self.nodes.apply(GATEWAY, *service)
+        self.nodes.apply(*service)
         self.hosts = {
             host: until(lambda: self.address("ingress/hello"), why=self.why),
             "l4": until(lambda: self.address("service/hello-l4"), why=self.why),
         }
-        for address in self.hosts.values():
-            until(lambda a=address: len(self.outside.next_hops(a)) == 2, why=self.why)  # type: ignore[misc]
+        until(lambda: self.settled(2), 90, why=self.why)
         for name, address in self.hosts.items():
             until(lambda n=name, a=address: self.answers(n, a), why=self.why)  # type: ignore[misc]
 
@@ -122,6 +147,16 @@ class Site:
         found: list[dict[str, Any]] = self.nodes.get("pods", "-n", HOME, "-l", label)["items"]
         return found
 
+    def ready_endpoints(self, node: str) -> list[str]:
+        """Of the applications, on a node, as the cluster has it."""
+        return [
+            address
+            for one in self.nodes.get("endpointslices", "-n", "default")["items"]
+            for endpoint in one["endpoints"] or ()
+            if endpoint.get("nodeName") == node and endpoint["conditions"].get("ready")
+            for address in endpoint["addresses"]
+        ]
+
     def leader(self) -> str:
         """The pod that leads."""
         for one in self.nodes.get("replicas.akocore.io")["items"]:
@@ -140,7 +175,9 @@ class Site:
 
     def why(self) -> str:
         """What there is, for a test that fails."""
+        hops = {address: self.outside.next_hops(address) for address in self.hosts.values()}
         parts = [
+            f"ready engines {self.engines()}, next hops {hops}",
             self.nodes.kubectl("get", "pods", "-A", "-o", "wide"),
             self.nodes.kubectl("get", "ingress,services,vs,se", "-o", "wide"),
         ]

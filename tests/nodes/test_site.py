@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from nodes.outside import Load, until
-from nodes.site import CHART, HOME, Site
+from nodes.outside import CLIENT, Load, until
+from nodes.site import CHART, GROUP, HOME, Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 
@@ -22,23 +22,23 @@ def served_all_the_while(load: Load) -> None:
     assert not load.failures
 
 
-def vs_names(site: Site) -> list[str]:
-    return [one["status"]["name"] for one in site.nodes.get("virtualservices.akocore.io")["items"]]
-
-
 def scale(site: Site, number: int) -> None:
-    for name in vs_names(site):
-        command = ("akocore", "scale", f"vs/{name}", "--to", str(number))
-        site.nodes.kubectl("exec", "-n", HOME, site.leader(), "--", *command)
+    told = f"akocore.io/scale-out={number}"
+    site.nodes.kubectl("annotate", "--overwrite", "ais", "critical.infra", told)
 
 
 def test_ingress_and_gateway_are_served_by_pods_that_came_with_them(site: Site) -> None:
-    assert site.settled(2), site.why()
     assert all(site.answers(*one) for one in site.hosts.items())
     assert len(set(site.hosts.values())) == 2
-    (status,) = {one["status"]["state"] for one in site.nodes.get("vs")["items"]}
-    assert status == "up"
-    assert {e["status"]["bgpUp"] for e in site.nodes.get("se")["items"]} == {"1/1"}
+
+    def mirrored(kind: str, field: str) -> set[str]:
+        return {one["status"].get(field, "") for one in site.nodes.get(kind)["items"]}
+
+    until(lambda: mirrored("vs", "state") == {"up"}, why=site.why)
+    until(lambda: mirrored("se", "bgpUp") == {"1/1"}, why=site.why)
+    # Both through Service Engines: kube-proxy would send the client's packets on as they are.
+    for host, address in site.hosts.items():
+        assert '"from":"10.99.' not in site.nodes.ask(address, host, CLIENT)
 
 
 def test_pods_have_no_more_rights_than_they_need(site: Site) -> None:
@@ -90,8 +90,8 @@ def test_a_leader_that_is_killed_costs_no_request(site: Site) -> None:
 
 def test_a_rollout_of_service_engines_costs_no_request(site: Site) -> None:
     with site.load() as load:
-        site.nodes.kubectl("rollout", "restart", "sts/default-group-se", "-n", HOME)
-        site.rollout("sts/default-group-se")
+        site.nodes.kubectl("rollout", "restart", f"sts/{GROUP}", "-n", HOME)
+        site.rollout(f"sts/{GROUP}")
         until(lambda: site.settled(2), why=site.why)
     served_all_the_while(load)
 
@@ -125,21 +125,30 @@ def test_an_api_server_that_is_away_for_two_minutes_costs_no_request(site: Site)
     served_all_the_while(load)
 
 
-def test_a_node_whose_power_is_cut_is_left_and_comes_back(site: Site) -> None:
+def test_a_node_whose_power_is_cut_is_left_for_another(site: Site) -> None:
     pods = {p["spec"]["nodeName"]: p["status"]["podIP"] for p in site.pods("service-engine")}
     coredns = site.nodes.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
     taken = {pod["spec"]["nodeName"] for pod in coredns}
     node = min(pods, key=lambda name: name in taken)
     with site.load() as load:
         site.nodes.cut_power(int(node.removeprefix("n")))
-        gone = pods.pop(node)
         for address in site.hosts.values():
-            until(lambda a=address: gone not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
-    print(json.dumps(load.answers))
+            until(lambda a=address: pods[node] not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
+    print(json.dumps(load.answers))  # those on that node fail until the router has noticed
+    until(lambda: not site.ready_endpoints(node), 120, why=site.why)
+    with site.load() as load:
+        until(lambda: site.settled(2), 240, why=site.why)
+    served_all_the_while(load)
+    assert node not in {pod["spec"]["nodeName"] for pod in site.pods("service-engine")}
     with site.load() as load:
         site.nodes.start()
-        until(lambda: site.settled(2), 120, why=site.why)
     served_all_the_while(load)
+
+
+def test_kubectl_akocore_explains_what_a_cluster_has(site: Site) -> None:
+    said = site.nodes.plugin("explain", "ingress/hello")
+    assert "class    critical-ic, from the Ingress" in said
+    assert site.hosts["hello.avi.iberia.local"] in said
 
 
 def test_uninstalling_takes_back_what_was_written_and_made(site: Site) -> None:

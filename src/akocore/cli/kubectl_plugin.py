@@ -1,7 +1,7 @@
 """``kubectl akocore ...``: what the akocore of a cluster knows, asked through kubectl.
 
-``get``, ``explain`` and ``scale`` are run in the pod of the controller that leads; every other
-command runs here, as ``akocore`` does.
+``get`` and ``explain`` are run in the pod of the controller that leads; every other command runs
+here, as ``akocore`` does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 __all__ = ["main"]
 
-_ASKED = ("get", "explain", "scale")
+_ASKED = ("get", "explain")
 
 
 def _options(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -234,14 +234,15 @@ def ingress_class(default: bool) -> dict[str, Any]:
     }
 
 
-def _rule(group: str, resources: list[str], verbs: list[str]) -> dict[str, Any]:
-    return {"apiGroups": [group], "resources": resources, "verbs": verbs}
-
-
 _GATEWAY_API = [
     *("gatewayclasses", "gateways", "listenersets", "referencegrants", "backendtlspolicies"),
     *("httproutes", "grpcroutes", "tlsroutes", "tcproutes", "udproutes"),
 ]
+_TOLD_API = [one for one in _GATEWAY_API if one != "referencegrants"]
+
+
+def _rule(group: str, resources: list[str], verbs: list[str]) -> dict[str, Any]:
+    return {"apiGroups": [group], "resources": resources, "verbs": verbs}
 
 
 def clean_up_rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -254,6 +255,7 @@ def clean_up_rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             ["gateways", "gatewayclasses", "gateways/status", "gatewayclasses/status"],
             status,
         ),
+        _rule(GATEWAY_API, [*_TOLD_API, *(f"{one}/status" for one in _TOLD_API)], status),
         _rule("", ["services", "services/status"], status),
         _rule("ako.vmware.com", ["aviinfrasettings", "aviinfrasettings/status"], status),
         _rule("akocore.io", ["networks", "networks/status"], status),
@@ -313,6 +315,7 @@ def rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rule("apps", ["statefulsets"], ["list", "create", "patch", "delete"]),
         rule("policy", ["poddisruptionbudgets"], ["create", "patch", "delete"]),
         rule("", ["secrets"], ["create", "patch", "delete"]),
+        rule("", ["pods"], ["list", "delete"]),
     ]
     return everywhere, at_home
 

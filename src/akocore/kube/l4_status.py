@@ -214,5 +214,7 @@ def _service(at: Reconciler, key: str, look_again: Callable[[str], None]) -> dic
             if any(one.ip == vip for one in obj.status.load_balancer.ingress):
                 points = [vip]  # its engines are away for a moment, and serve on
             look_again(said["spec"]["virtualService"])
-        out["loadBalancer"] = {"ingress": [{"ip": ip} for ip in points]} if points else {}
+        out["loadBalancer"] = (
+            {"ingress": [{"ip": ip, "ipMode": "Proxy"} for ip in points]} if points else {}
+        )
     return out

@@ -126,8 +126,11 @@ class IngressSpec(Part, frozen=True):
 
 
 class IngressPoint(Part, frozen=True):
+    """``ipMode``: of a Service's; Proxy: nodes themselves send nothing past Service Engines."""
+
     ip: str = ""
     hostname: str = ""
+    ip_mode: str = ""
 
 
 class IngressLoadBalancer(Part, frozen=True):

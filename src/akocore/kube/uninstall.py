@@ -11,6 +11,7 @@ import orjson
 
 from akocore.kube.api import ApiError, ApiServer, resources
 from akocore.kube.authority import SECRET
+from akocore.kube.gateway_objects import GATEWAY_API
 from akocore.kube.objects import OWN_KINDS
 
 __all__ = ["CONFIG_MAP", "CONTROLLERS", "LEASE", "uninstall"]
@@ -21,14 +22,21 @@ CONFIG_MAP, LEASE = "akocore-accepted", "akocore"
 _MANAGER = "akocore"
 _WAIT_S = 60.0
 # What a status becomes whose fields a CustomResourceDefinition doesn't let go.
+_ROUTES = ("HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute")
 _ACCEPTED: Final[dict[str, Any]] = {"status": "", "error": "", "conditions": []}
 _EMPTY: Mapping[str, dict[str, Any]] = {
     "AviInfraSetting": _ACCEPTED,
     "Network": _ACCEPTED,
     "Gateway": {"addresses": [], "conditions": [], "listeners": []},
     "GatewayClass": {"conditions": []},
+    "BackendTLSPolicy": {"ancestors": []},
+    **{kind: {"parents": []} for kind in _ROUTES},
 }
-_TOLD = ("Ingress", "Service", "Gateway", "GatewayClass", "AviInfraSetting", "Network")
+_TOLD = (
+    *("Ingress", "Service", "Gateway", "GatewayClass", "AviInfraSetting", "Network"),
+    *(f"{kind}.{GATEWAY_API}" for kind in ("GatewayClass", "Gateway")),
+    *("ListenerSet", *_ROUTES, "BackendTLSPolicy"),
+)
 
 
 def _ours(item: dict[str, Any]) -> bool:
@@ -62,7 +70,7 @@ async def uninstall(api: ApiServer, namespace: str, say: Callable[[str], None]) 
                 }
                 body = {
                     "apiVersion": resource.api_version,
-                    "kind": kind,
+                    "kind": resource.kind.KIND,
                     "metadata": meta,
                     "status": _EMPTY.get(kind, {}),
                 }

@@ -37,10 +37,21 @@ LABELS = {
 }
 GROUP_LABEL = "akocore.io/service-engine-group"
 _FIELD_MANAGER = "akocore"
-_RETRY_S, _UPKEEP_S = 1.0, 30.0
+_RETRY_S, _UPKEEP_S = 1.0, 15.0
 _UNWANTED_S = 60.0  # a group that nobody needs keeps its pods for so long
 _GRACE_S = 15  # beyond the drain: withdrawn, routers told, processes ended
 _HEALTH_PORT = 9811
+_GONE_S = 10.0  # a pod whose time to leave has been over for so long won't say so any more
+# A node that is gone is left sooner than after Kubernetes' five minutes.
+_AWAY = [
+    {
+        "key": f"node.kubernetes.io/{why}",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": 15,
+    }
+    for why in ("not-ready", "unreachable")
+]
 
 Say = Callable[[str, str, str, str], None]
 """`Events.say`."""
@@ -139,10 +150,10 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
     }
     if pods.node_selector:
         out["nodeSelector"] = pods.node_selector
-    if pods.tolerations:
-        out["tolerations"] = [
-            {k: v for k, v in msgspec.to_builtins(one).items() if v} for one in pods.tolerations
-        ]
+    out["tolerations"] = [
+        *({k: v for k, v in msgspec.to_builtins(one).items() if v} for one in pods.tolerations),
+        *_AWAY,
+    ]
     if pods.priority_class_name:
         out["priorityClassName"] = pods.priority_class_name
     return out
@@ -226,7 +237,8 @@ class Workloads:
                 async with asyncio.timeout(_RETRY_S if self._unwanted else _UPKEEP_S):
                     await self._due.wait()
             self._due.clear()
-            if time.monotonic() - looked >= _UPKEEP_S:
+            upkeep = time.monotonic() - looked >= _UPKEEP_S
+            if upkeep:
                 looked = time.monotonic()
                 self._kept, self._applied = None, {}  # somebody may have changed them
                 self._renew()
@@ -234,7 +246,7 @@ class Workloads:
                 self._found = self._kept = None
                 continue
             try:
-                await self._keep()
+                await self._keep(upkeep)
             except (ApiError, TimeoutError) as err:
                 why = str(err) or "the API server doesn't answer"
                 log.warning("event=workloads_not_kept why=%r", why)
@@ -243,7 +255,7 @@ class Workloads:
                 await asyncio.sleep(_RETRY_S)
                 self._due.set()
 
-    async def _keep(self) -> None:
+    async def _keep(self, upkeep: bool) -> None:
         if self._found is None:
             self._found, self._applied = set(await self._list()), {}
         groups, wanted = self._groups(), {g: n for g, n in self._wanted().items() if n}
@@ -262,6 +274,28 @@ class Workloads:
                 self._found.add(_name(group))
             self._kept = asked
         await self._drop(self._found - set(map(_name, asked)))
+        if upkeep:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Pods that were to leave and can't say that they have: their node is gone.
+
+        A StatefulSet would wait for ever.  Two engines of one name do no harm: each speaks for the
+        address that it has.
+        """
+        query = {"labelSelector": ",".join(f"{k}={v}" for k, v in LABELS.items())}
+        path = self._path("v1", "pods")
+        for pod in orjson.loads(await self._api.request("GET", path, query))["items"]:
+            meta = pod["metadata"]
+            if (until := meta.get("deletionTimestamp")) is None:
+                continue
+            late = (self._now() - datetime.fromisoformat(until)).total_seconds()
+            if late > _GONE_S:
+                body = {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}}
+                with contextlib.suppress(ApiError):
+                    name = meta["name"]
+                    await self._api.request("DELETE", f"{path}/{name}", None, orjson.dumps(body))
+                    log.warning("event=pod_let_go name=%s late_s=%.0f", name, late)
 
     async def _drop(self, names: Iterable[str]) -> None:
         """Whoever is unwanted for long goes."""
