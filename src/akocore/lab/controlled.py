@@ -144,7 +144,7 @@ async def load(
     try:
         await process.stdout.readline()
         yield said
-        out, _ = await process.communicate()
+        out, _ = await process.communicate(b"")  # which closes its input
         said |= json.loads(out)
     finally:
         if process.returncode is None:
