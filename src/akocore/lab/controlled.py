@@ -124,7 +124,7 @@ class Controlled:
         while not await true():
             if time.perf_counter() - began > within_s:
                 raise LabError(f"{what}: not so after {within_s:g} s.")
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
         return (time.perf_counter() - began) * 1000
 
 
