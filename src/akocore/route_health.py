@@ -28,6 +28,7 @@ from akocore.engines.frr.config import (
 from akocore.engines.frr.observe import Observed
 from akocore.events import Events
 from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterSession
+from akocore.place.balance import Balance
 from akocore.place.virtual_services import Home, VirtualService
 from akocore.reconcile import Reconciler
 from akocore.translate.rhi import router_config
@@ -65,6 +66,10 @@ class RoutedEngines(Protocol):
     def problems_of(self, group: str) -> dict[str, str]: ...
     def address(self, name: str) -> str: ...
     def router_id(self, name: str) -> str: ...
+    def load(self, name: str) -> float | None:
+        """How busy its Envoy's workers are, from 0 to 1; None: not known."""
+        ...
+
     def snat(self, name: str) -> str:
         """The address of its own that it asks backends from; "": that of an interface."""
         ...
@@ -107,6 +112,7 @@ class RouteHealth:
         self._without_snat: set[str] = set()  # who was said to have no address for it
         self._standby: set[tuple[str, str]] = set()  # of `_announced`: as the worse way
         self._answered: set[tuple[str, str]] = set()  # of `_announced`: by ARP and ND instead
+        self._balance = Balance()
         self._had: dict[str, set[str]] = {}  # Service Engine → addresses of its last order
         self._settled_at = 0.0  # till then those that come back keep what they announce
         engines.config_of = self.config
@@ -133,8 +139,26 @@ class RouteHealth:
                 out[name] = self._weight(name)
         return out
 
-    def _weight(self, _name: str) -> float:
-        return 1.0
+    def _weight(self, name: str) -> float:
+        process = self._engines.running.get(name)
+        spec = self._at.infrastructure.groups.get(process.group) if process is not None else None
+        return self._balance.weight(name) if spec is not None and spec.auto_rebalance else 1.0
+
+    def _rebalance(self) -> None:
+        """Give less to Service Engines that have been busier than others for long."""
+        groups = {n: s for n, s in self._at.infrastructure.groups.items() if s.auto_rebalance}
+        if not groups:
+            return
+        loads: dict[str, dict[str, float]] = {}
+        for name, process in self._engines.running.items():
+            if process.group in groups and (load := self._engines.load(name)) is not None:
+                loads.setdefault(process.group, {})[name] = load
+        now = asyncio.get_running_loop().time()
+        for group in loads.values():
+            for name, weight in self._balance.heard(group, now).items():
+                note = f"Its Envoy is {group[name]:.0%} busy: from now on it weighs {weight:.2f}."
+                self._events.say(f"ServiceEngine/{name}", "Normal", "Rebalanced", note)
+                self.due()
 
     def _rank(self, vs: str, engine: str) -> int:
         """How it has a virtual service: 0 serves it, 1 stands by, 2 not at all."""
@@ -162,6 +186,7 @@ class RouteHealth:
             self.observed.pop(name, None)
             self._forget(name, {})
             self._had.pop(name, None)
+            self._balance.forget(name)
         elif process.pid is None:
             stream = self._at.ads.fleet.get(name)
             self._lost[name] = stream.since if stream is not None else time.time()
@@ -405,6 +430,7 @@ class RouteHealth:
         while True:
             await asyncio.sleep(_HURRIED_S if self.hurried() else _LOOK_S)
             await self.look()
+            self._rebalance()
             self.on_look()
 
     async def look(self) -> None:

@@ -126,7 +126,8 @@ class Scale:
             there,
             key=lambda engine: (
                 engine in spares,
-                self.rank(vs, engine),
+                # Of one that is to have less, each has to win its place again.
+                self.rank(vs, engine) if there[engine] >= 1 else 2,
                 number_of(engine) if self._numbered(group, engine) else 0,
                 _score(vs, engine, there[engine]),
                 engine,
