@@ -31,12 +31,13 @@ from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterS
 from akocore.place.balance import Balance
 from akocore.place.virtual_services import Home, VirtualService
 from akocore.reconcile import Reconciler
-from akocore.translate.rhi import router_config
+from akocore.translate.rhi import check_router_ids, is_outside, router_config
 
 __all__ = ["RouteHealth", "RoutedEngines"]
 
 _LOOK_S, _HURRIED_S = 1.0, 0.05
 _TAKEN_IN_S = 0.2
+_REST, _REST_MAX_S = 4.0, 0.25  # after looking at all routes, in times of what that took
 _SETTLE_S = 2.5  # agents look for a controller as often
 _HIDDEN = "<hidden>"
 _NO_AS = 64_512  # of a router that no Network has peers for
@@ -125,6 +126,10 @@ class RouteHealth:
         self._at.scale.changed()
         self._due.set()
 
+    def acknowledged(self) -> None:
+        """An Envoy has got on: it may serve something now."""
+        self._due.set()
+
     # ── what Service Engines there are, for `Scale` ─────────────────────────────────────────
 
     def _usable(self, group: str) -> dict[str, float]:
@@ -204,11 +209,26 @@ class RouteHealth:
 
         Others that do so too may yet come: for a while nobody else is asked to.
         """
+        self._check_address(name)
         for address in announced:
             self._announced[name, address] = life
             self._settled_at = asyncio.get_running_loop().time() + _SETTLE_S
         self._standby.update((name, address) for address in standby)
         self._answered.update((name, address) for address in answered)
+
+    def _check_address(self, name: str) -> None:
+        """Say what is wrong with where a Service Engine elsewhere speaks BGP from."""
+        ids = {one: self._engines.router_id(one) for one in self._engines.running}
+        if (refusal := check_router_ids(ids).get(name)) is not None:
+            self._events.say(refusal.object, "Warning", refusal.reason, refusal.remedy)
+        address = self._engines.address(name)
+        for network, spec in self._at.infrastructure.networks.items():
+            if spec.se_ranges and is_outside(spec, address):
+                note = (
+                    f"{address} is in Network {network} and in none of its seRanges."
+                    " Give it one of these with --address."
+                )
+                self._events.say(f"ServiceEngine/{name}", "Warning", "AddressOutsideSeRanges", note)
 
     def heard(self, name: str, found: Observed | None) -> None:
         """What a router does now, from whom sees it."""
@@ -227,12 +247,16 @@ class RouteHealth:
             tasks.create_task(self._look())
 
     async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._due.wait()
             self._due.clear()
+            began = loop.time()
             for name in self._engines.running:
                 if address := self._engines.address(name):
                     self._engines.route(name, self.config(name, address))
+            # With thousands of virtual services it takes long, and others have work to do.
+            await asyncio.sleep(min(_REST * (loop.time() - began), _REST_MAX_S))
 
     # ── what a router is to do ──────────────────────────────────────────────────────────────
 

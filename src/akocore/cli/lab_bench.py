@@ -271,7 +271,7 @@ class Bench:
     async def _another_vip(self) -> None:
         took = []
         for number in range(1, 6):
-            text = APP.replace("name: hello}", f"name: more{number}}}")
+            text = APP.replace("metadata: {name: hello", f"metadata: {{name: more{number}")
             text = text.replace(HOST, f"more{number}.{HOST}")
             text = text.replace("service: {name: hello,", f"service: {{name: more{number},")
             text = text.replace("service-name: hello}", f"service-name: more{number}}}")
@@ -290,8 +290,8 @@ class Bench:
             name = list(topology.engines)[number % 2]
             async with load(topology, VIP, HOST, rate=200, patience_ms=100) as out:
                 await asyncio.sleep(0.5)
-                await topology.namespaces.ip("switch", [f"link set {name} down"])
                 cut = time.time()
+                await topology.namespaces.ip("switch", [f"link set {name} down"])
                 await self._until_ways(VIP, 1)
                 await asyncio.sleep(0.5)
             failed = [at for at, _ in out["failed"] if at >= cut - 0.1]
@@ -303,7 +303,8 @@ class Bench:
         self._say(
             f"an engine cut off: until the last failure (p99 of {len(outages)})", p99, "ms", 300
         )
-        typer.echo(f"   median {outages[len(outages) // 2]:.0f} ms")
+        rest = ", ".join(f"{one:.0f}" for one in outages)
+        typer.echo(f"   median {outages[len(outages) // 2]:.0f} ms; all: {rest}")
 
     async def _controller(self) -> None:
         from akocore.lab.controlled import end_controller, load
