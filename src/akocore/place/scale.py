@@ -98,11 +98,8 @@ class Scale:
         """Whether a Service Engine of the group is one of them."""
         if not self._infrastructure.speaks_bgp:
             return True
-        if self.usable is None:
+        if self.usable is None or not self.usable(group):  # without a router, or none is up
             return number_of(engine) <= self.wanted(vs, group)
-        there = self.usable(group)
-        if not there and not number_of(engine):
-            return True  # of a group without a router: all share every address
         return engine in self.on(vs, group)
 
     def changed(self) -> None:
