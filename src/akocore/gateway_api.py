@@ -16,6 +16,7 @@ from msgspec import Struct, field
 
 from akocore.infrastructure import Infrastructure
 from akocore.kube.gateway_objects import (
+    DEFINITION,
     GATEWAY,
     GATEWAY_CLASS,
     ROUTE_KINDS,
@@ -23,12 +24,9 @@ from akocore.kube.gateway_objects import (
     ConfigMap,
     GatewayApiClass,
     GatewayApiGateway,
-    GRPCRoute,
-    HTTPRoute,
     ListenerSet,
     ReferenceGrant,
     Route,
-    TLSRoute,
 )
 from akocore.kube.meta import Object
 from akocore.kube.objects import Change, Namespace, ServicePort
@@ -61,6 +59,7 @@ from akocore.translate.tls import Certificate, CertificateProblem, bundle
 __all__ = ["GatewayApi", "GatewayState", "RouteState"]
 
 Id = tuple[str, str]  # (kind as stored, key)
+_DEFINITION = f"CustomResourceDefinition/{DEFINITION}"
 _HTTP = ("HTTP", "HTTPS")
 _MISDIRECTED: ListenerId = ("", "", "misdirected")
 _ROUTES = {kind.KIND for kind in ROUTE_KINDS}
@@ -161,6 +160,8 @@ class GatewayApi:
             self._gateways_due.add(key)
             self._refer_to(f"Gateway/{key}")
         elif kind == GATEWAY_CLASS:
+            known = self._store.all(GATEWAY_CLASS)
+            (self.named.add if known else self.named.discard)(_DEFINITION)
             self.touched.add((kind, key))
             self._refer_to(f"{kind}/{key}")
         elif kind == "ListenerSet":
@@ -183,6 +184,17 @@ class GatewayApi:
                 self._refer_to(f"Namespace/{key}")
         elif kind in ("Service", "Secret", "ConfigMap"):
             self._refer_to(f"{kind}/{key}")
+            if kind == "Service":
+                self._touch_policies((f"Service/{key}",))
+        elif kind == "CustomResourceDefinition" and key == DEFINITION:
+            self.touched.update((GATEWAY_CLASS, name) for name in self._store.all(GATEWAY_CLASS))
+
+    def take_expired(self, secrets: Iterable[str]) -> bool:
+        """These certificates have expired; whether somebody names one of them."""
+        mine = [key for key in secrets if self.uses_secret(key)]
+        for key in mine:
+            self._refer_to(f"Secret/{key}")
+        return bool(mine)
 
     def take_settings(self, names: Iterable[str]) -> None:
         """These AviInfraSettings came out differently."""
@@ -295,6 +307,7 @@ class GatewayApi:
         if by.refusal is not None:
             findings.append(Finding("Accepted", by.refusal))
         address = _address(obj, findings)
+        _warn(obj, findings)
         shown = self._client_certificate(obj, findings, refers)
         if state.certificate != shown:
             state.certificate = shown
@@ -324,7 +337,11 @@ class GatewayApi:
             self._ports_of(key, before)
             self._hosts_of(key, state)
             if state.vs:
-                stays = {id_: _place(one) for id_, one in state.listeners.items()}
+                stays = {
+                    id_: (one.port, chain_of(one))
+                    for id_, one in state.listeners.items()
+                    if one.protocol in _HTTP
+                }
                 self._realiser.drop_hosts(
                     self._placement.services[state.vs],
                     lambda at, placed: (
@@ -478,8 +495,13 @@ class GatewayApi:
         self._listeners_due.add(key)
         for id_, hosts in state.on.items():
             self._hosts_due.update((key, id_, one) for one in hosts)
+        service = self._placement.services.get(state.vs)
+        if service is not None and service.gateway is not None:
+            for at, placed in service.gateway.hosts.items():
+                if placed.owner != _MISDIRECTED:
+                    self._hosts_due.add((key, placed.owner, at.host))
         for id_, view in state.listeners.items():
-            if view.protocol in ("HTTP", "HTTPS"):
+            if view.protocol in _HTTP:
                 self._hosts_due.add((key, id_, view.hostname))
 
     # ── routes ──────────────────────────────────────────────────────────────────────────────
@@ -514,7 +536,17 @@ class GatewayApi:
         """A route against its parents; None: none of them is ours."""
         meta = route.metadata
         spec = route.spec  # type: ignore[attr-defined]
-        hostnames = spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute | TLSRoute) else ()
+        mine = [parent_of(ref, meta.namespace) for ref in spec.parent_refs]
+        for parent in mine:
+            if parent is not None:
+                refers.add(f"{parent[0]}/{parent[1]}")
+        if not any(parent is not None and self._state(parent) is not None for parent in mine):
+            return None
+        context = Context(self._store.service, self._permits, self._tls)
+        rules = rules_of(route, context)
+        wrong = None
+        if rules.named and not rules.hostnames:
+            wrong = Attached({}, "UnsupportedValue", "None of its hostnames can be.")
 
         def labels() -> Mapping[str, str]:
             refers.add(f"Namespace/{meta.namespace}")
@@ -522,24 +554,22 @@ class GatewayApi:
 
         parents: dict[int, tuple[Parent, Attached]] = {}
         on: dict[tuple[str, ListenerId], tuple[str, ...]] = {}
-        for i, ref in enumerate(spec.parent_refs):
-            parent = parent_of(ref, meta.namespace)
-            if parent is None:
+        for i, (ref, parent) in enumerate(zip(spec.parent_refs, mine, strict=True)):
+            state = self._state(parent) if parent is not None else None
+            if parent is None or state is None:
                 continue
-            refers.add(f"{parent[0]}/{parent[1]}")
-            gateway = parent[1] if parent[0] == "Gateway" else self._joined.get(parent[1])
-            state = self.gateways.get(gateway or "")
-            if gateway is None or state is None:
-                continue
+            gateway = state.gateway.metadata.key
             views = [one for one in state.listeners.values() if one.id[:2] == parent]
-            found = attach(route.KIND, meta.namespace, hostnames, ref, views, labels)
+            found = wrong or attach(route.KIND, meta.namespace, rules.hostnames, ref, views, labels)
             parents[i] = (parent, found)
             for id_, hosts in found.hosts.items():
                 on[gateway, id_] = tuple(dict.fromkeys((*on.get((gateway, id_), ()), *hosts)))
-        if not parents:
-            return None
-        context = Context(self._store.service, self._permits, self._tls)
-        return RouteState(route, rules_of(route, context), parents, on)
+        return RouteState(route, rules, parents, on)
+
+    def _state(self, parent: Parent) -> GatewayState | None:
+        """The Gateway of ours that a parent is, or has joined."""
+        key = parent[1] if parent[0] == "Gateway" else self._joined.get(parent[1])
+        return self.gateways.get(key) if key is not None else None
 
     # ── policies ────────────────────────────────────────────────────────────────────────────
 
@@ -778,10 +808,6 @@ def _attachable(views: Mapping[ListenerId, ListenerView]) -> dict[ListenerId, tu
     return {id_: (without_findings(one), one.accepted) for id_, one in views.items()}
 
 
-def _place(view: ListenerView) -> tuple[int, str]:
-    return view.port, chain_of(view)
-
-
 def _found(obj: Object, type_: str, field_: str, reason: str, remedy: str) -> Finding:
     object_ = f"{obj.stored()}/{obj.metadata.key}"
     refusal = Refusal(object=object_, field=field_, reason=reason, remedy=remedy)
@@ -805,6 +831,28 @@ def _address(obj: GatewayApiGateway, findings: list[Finding]) -> str:
         else:
             address = address or one.value
     return address
+
+
+def _warn(obj: GatewayApiGateway, findings: list[Finding]) -> None:
+    """What is asked for and is not there."""
+    asked: list[tuple[str, str]] = []
+    if obj.spec.default_scope not in ("", "None"):
+        what = "Routes don't come by themselves: they name their Gateway. Take it out."
+        asked.append(("spec.defaultScope", what))
+    infrastructure = obj.spec.infrastructure
+    for part in ("labels", "annotations"):
+        if infrastructure is not None and getattr(infrastructure, part):
+            what = "Nothing is made in the cluster that could carry them. Take them out."
+            asked.append((f"spec.infrastructure.{part}", what))
+    for field_, remedy in asked:
+        refusal = Refusal(
+            object=f"{obj.stored()}/{obj.metadata.key}",
+            field=field_,
+            reason="UnsupportedValue",
+            remedy=remedy,
+            warning=True,
+        )
+        findings.append(Finding("Warning", refusal))
 
 
 def _namespace(obj: Object | None) -> tuple[object, ...]:

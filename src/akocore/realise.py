@@ -91,6 +91,7 @@ class Realiser:
             self._put, self._drop, self._use, port_offset, freebind=freebind
         )
         self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
+        self.expired: set[str] = set()  # Secrets; who reads it clears it
         self._placed_gateway: list[Published] = []
 
     def realise(self, host: str, placed: Placed) -> None:
@@ -350,6 +351,7 @@ class Realiser:
         ]
         for key in gone:
             self.take_certificate(key)
+        self.expired.update(gone)
         if gone:
             self.push_secrets(gone)
             self.publish()

@@ -26,14 +26,7 @@ from akocore.realise_l4 import DRAINING, At, Backends, Published
 from akocore.translate.gateway_api.found import ListenerId
 from akocore.translate.gateway_api.ports import GatewayPort
 
-__all__ = ["GatewayRealiser", "HostAt", "port_names"]
-
-
-def port_names(service: VirtualService, home: Home) -> list[str]:
-    """The listeners of a Gateway's virtual service that are published at a home."""
-    ports = service.gateway.ports.values() if service.gateway is not None else ()
-    place = (home.group, home.address)
-    return [placed.names[place] for placed in ports if place in placed.names]
+__all__ = ["GatewayRealiser", "HostAt"]
 
 
 class GatewayRealiser:

@@ -26,11 +26,16 @@ DRAINING = ""
 
 
 def listener_names(service: VirtualService, home: Home) -> list[str]:
-    """The resources of a virtual service's listeners at a home."""
+    """The resources of a virtual service's listeners at a home: of L4, or of a Gateway's ports."""
+    ports = service.gateway.ports.values() if service.gateway is not None else ()
+    place = (home.group, home.address)
     return [
-        l4_name(service.name, home.address, *at)
-        for at, placed in (service.listeners or {}).items()
-        if placed.model.pool is not None
+        *(
+            l4_name(service.name, home.address, *at)
+            for at, placed in (service.listeners or {}).items()
+            if placed.model.pool is not None
+        ),
+        *(placed.names[place] for placed in ports if place in placed.names),
     ]
 
 

@@ -285,6 +285,15 @@ class Reconciler:
             self._follow(set(), self._hear(self.shared.unwritten()))
         self.realiser.publish()
 
+    def follow_expired(self) -> bool:
+        """Certificates of Gateways that have expired close their listeners; whether there are."""
+        expired, self.realiser.expired = self.realiser.expired, set()
+        if not self.gateway_api.take_expired(expired):
+            return False
+        self._follow(set())
+        self.realiser.publish()
+        return True
+
     def address_taken(self, address: str) -> None:
         """An address that was given here is another's already."""
         self._follow(set(), self._hear([address]))

@@ -28,15 +28,17 @@ from akocore.engines.frr.config import (
 from akocore.engines.frr.observe import Observed
 from akocore.events import Events
 from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterSession
+from akocore.place.balance import Balance
 from akocore.place.virtual_services import Home, VirtualService
 from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
-from akocore.translate.rhi import router_config
+from akocore.translate.rhi import check_router_ids, is_outside, router_config
 
 __all__ = ["RouteHealth", "RoutedEngines"]
 
 _LOOK_S, _HURRIED_S = 1.0, 0.05
 _TAKEN_IN_S = 0.2
+_REST, _REST_MAX_S = 4.0, 0.25  # after looking at all routes, in times of what that took
 _SETTLE_S = 2.5  # agents look for a controller as often
 _HIDDEN = "<hidden>"
 _NO_AS = 64_512  # of a router that no Network has peers for
@@ -66,6 +68,10 @@ class RoutedEngines(Protocol):
     def problems_of(self, group: str) -> dict[str, str]: ...
     def address(self, name: str) -> str: ...
     def router_id(self, name: str) -> str: ...
+    def load(self, name: str) -> float | None:
+        """How busy its Envoy's workers are, from 0 to 1; None: not known."""
+        ...
+
     def snat(self, name: str) -> str:
         """The address of its own that it asks backends from; "": that of an interface."""
         ...
@@ -108,6 +114,7 @@ class RouteHealth:
         self._without_snat: set[str] = set()  # who was said to have no address for it
         self._standby: set[tuple[str, str]] = set()  # of `_announced`: as the worse way
         self._answered: set[tuple[str, str]] = set()  # of `_announced`: by ARP and ND instead
+        self._balance = Balance()
         self._had: dict[str, set[str]] = {}  # Service Engine → addresses of its last order
         self._settled_at = 0.0  # till then those that come back keep what they announce
         engines.config_of = self.config
@@ -118,6 +125,10 @@ class RouteHealth:
     def due(self) -> None:
         """Something has changed that may concern a route."""
         self._at.scale.changed()
+        self._due.set()
+
+    def acknowledged(self) -> None:
+        """An Envoy has got on: it may serve something now."""
         self._due.set()
 
     # ── what Service Engines there are, for `Scale` ─────────────────────────────────────────
@@ -134,8 +145,26 @@ class RouteHealth:
                 out[name] = self._weight(name)
         return out
 
-    def _weight(self, _name: str) -> float:
-        return 1.0
+    def _weight(self, name: str) -> float:
+        process = self._engines.running.get(name)
+        spec = self._at.infrastructure.groups.get(process.group) if process is not None else None
+        return self._balance.weight(name) if spec is not None and spec.auto_rebalance else 1.0
+
+    def _rebalance(self) -> None:
+        """Give less to Service Engines that have been busier than others for long."""
+        groups = {n: s for n, s in self._at.infrastructure.groups.items() if s.auto_rebalance}
+        if not groups:
+            return
+        loads: dict[str, dict[str, float]] = {}
+        for name, process in self._engines.running.items():
+            if process.group in groups and (load := self._engines.load(name)) is not None:
+                loads.setdefault(process.group, {})[name] = load
+        now = asyncio.get_running_loop().time()
+        for group in loads.values():
+            for name, weight in self._balance.heard(group, now).items():
+                note = f"Its Envoy is {group[name]:.0%} busy: from now on it weighs {weight:.2f}."
+                self._events.say(f"ServiceEngine/{name}", "Normal", "Rebalanced", note)
+                self.due()
 
     def _rank(self, vs: str, engine: str) -> int:
         """How it has a virtual service: 0 serves it, 1 stands by, 2 not at all."""
@@ -163,6 +192,7 @@ class RouteHealth:
             self.observed.pop(name, None)
             self._forget(name, {})
             self._had.pop(name, None)
+            self._balance.forget(name)
         elif process.pid is None:
             stream = self._at.ads.fleet.get(name)
             self._lost[name] = stream.since if stream is not None else time.time()
@@ -180,11 +210,26 @@ class RouteHealth:
 
         Others that do so too may yet come: for a while nobody else is asked to.
         """
+        self._check_address(name)
         for address in announced:
             self._announced[name, address] = life
             self._settled_at = asyncio.get_running_loop().time() + _SETTLE_S
         self._standby.update((name, address) for address in standby)
         self._answered.update((name, address) for address in answered)
+
+    def _check_address(self, name: str) -> None:
+        """Say what is wrong with where a Service Engine elsewhere speaks BGP from."""
+        ids = {one: self._engines.router_id(one) for one in self._engines.running}
+        if (refusal := check_router_ids(ids).get(name)) is not None:
+            self._events.say(refusal.object, "Warning", refusal.reason, refusal.remedy)
+        address = self._engines.address(name)
+        for network, spec in self._at.infrastructure.networks.items():
+            if spec.se_ranges and is_outside(spec, address):
+                note = (
+                    f"{address} is in Network {network} and in none of its seRanges."
+                    " Give it one of these with --address."
+                )
+                self._events.say(f"ServiceEngine/{name}", "Warning", "AddressOutsideSeRanges", note)
 
     def heard(self, name: str, found: Observed | None) -> None:
         """What a router does now, from whom sees it."""
@@ -203,12 +248,16 @@ class RouteHealth:
             tasks.create_task(self._look())
 
     async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._due.wait()
             self._due.clear()
+            began = loop.time()
             for name in self._engines.running:
                 if address := self._engines.address(name):
                     self._engines.route(name, self.config(name, address))
+            # With thousands of virtual services it takes long, and others have work to do.
+            await asyncio.sleep(min(_REST * (loop.time() - began), _REST_MAX_S))
 
     # ── what a router is to do ──────────────────────────────────────────────────────────────
 
@@ -411,6 +460,7 @@ class RouteHealth:
         while True:
             await asyncio.sleep(_HURRIED_S if self.hurried() else _LOOK_S)
             await self.look()
+            self._rebalance()
             self.on_look()
 
     async def look(self) -> None:

@@ -31,7 +31,7 @@ from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_liste
 from akocore.events import Event, Events
 from akocore.kube import gateway_status
 from akocore.kube.gateway_objects import ROUTE_KINDS
-from akocore.kube.objects import Batch
+from akocore.kube.objects import Batch, ReplicaRouter
 from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.observe.watch import Watch
@@ -276,6 +276,7 @@ class Serve:
         self._secrets_of: dict[str, frozenset[str]] = {}  # Ingress → Secrets
         self._secret_users: Counter[str] = Counter()
         self._named: set[str] = set()  # Secrets and ConfigMaps that Gateways name
+        self._routers: dict[str, ReplicaRouter] = {}  # of agents here, as they were told
         self._passwords: frozenset[str] = frozenset()  # Secrets of BGP peers
         self._to_show: dict[str, deque[tuple[int, str]]] = {}  # group → (publication, host)
         self._to_show_l4: dict[str, deque[Published]] = {}  # group → listeners
@@ -581,6 +582,9 @@ class Serve:
             if self.routes is not None and self.routes.lacks:
                 self._engines_due.set()
             self._say(self.reconciler.realiser.expire())
+            if self.reconciler.follow_expired():
+                self._placed()
+                self._say_l4()
 
     def _routes_due(self) -> None:
         if self.routes is not None:
@@ -643,28 +647,34 @@ class Serve:
         self._agent_reported(name)
 
     def _agent_reported(self, name: str) -> None:
+        """An agent said something; most of it is no news.  Cost, when it is: its mirrors."""
         assert self.external is not None
-        if (
-            self.routes is not None
-            and (report := self.external.routers.reports().get(name)) is not None
-        ):
+        assert self.routes is not None
+        report = self.external.routers.reports().get(name)
+        if report is not None:
             self.routes.heard(name, report.observed)
-        self.external.routed()
-        if self.sink is not None:
+        before, now = self._routers.pop(name, None), self.routes.router(name)
+        if now is not None:
+            self._routers[name] = now
+        if now != before:
+            self.external.routed()
+            self._touch_routed({one.group for one in (before, now) if one is not None}, {name})
+
+    def _touch_routed(self, groups: set[str], names: Iterable[str]) -> None:
+        """The routers of these Service Engines, of these groups, do something else."""
+        if self.sink is None:
+            return
+        for name in names:
             self.sink.touch("ServiceEngine", name)
-            for service in self.reconciler.placement.services.values():
-                if service.infra.rhi:
-                    self.sink.touch("VirtualService", service.name)
+        for service in self.reconciler.placement.services.values():
+            if service.infra.group in groups:
+                self.sink.touch("VirtualService", service.name)
 
     def _agents_elsewhere(self) -> None:
         """What other replicas say of their agents has changed."""
         self._routes_due()
-        if self.sink is not None:
-            for name in self._agents():
-                self.sink.touch("ServiceEngine", name)
-            for service in self.reconciler.placement.services.values():
-                if service.infra.rhi:
-                    self.sink.touch("VirtualService", service.name)
+        agents = self._agents()
+        self._touch_routed(set(agents.values()), agents)
 
     @property
     def waits(self) -> bool:
@@ -726,7 +736,8 @@ class Serve:
         self._touch_mirrors()
         self._say_l4()
         self._settle_moves()
-        self._routes_due()
+        if self.routes is not None:
+            self.routes.acknowledged()
         nacks = self.ads.nacks + sum(e.nacks for e in self.ads.elsewhere.values())
         if nacks != self._nacks_said:
             self._nacks_said = nacks

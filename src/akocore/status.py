@@ -10,7 +10,6 @@ from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name, c
 from akocore.kube.objects import Ingress
 from akocore.model import Refusal
 from akocore.place.virtual_services import Home, Placed, VirtualService
-from akocore.realise_gateway import port_names
 from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
 from akocore.translate.tls import CertificateProblem
@@ -59,7 +58,7 @@ def accepted(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
 
 def _listeners(service: VirtualService, home: Home) -> list[str]:
     if service.listeners is not None:
-        return [*listener_names(service, home), *port_names(service, home)]
+        return listener_names(service, home)
     return [f"{service.name}/{home.address}:{port.port}" for port in service.infra.listeners]
 
 
@@ -249,7 +248,7 @@ def virtual_service(
         "metadata": {"name": service.name},
         "spec": {
             "aviInfraSetting": service.infra.setting,
-            "hosts": sorted(service.hosts) if hosts else [],
+            "hosts": sorted(service.hosts | _gateway_hosts(service)) if hosts else [],
             "listeners": [
                 f"{protocol}/{port}"
                 for protocol, port in (
@@ -269,6 +268,12 @@ def virtual_service(
             "why": "; ".join(why),
         },
     }
+
+
+def _gateway_hosts(service: VirtualService) -> set[str]:
+    """The hosts of a Gateway's virtual service that a route speaks for."""
+    placed = service.gateway.hosts.items() if service.gateway is not None else ()
+    return {at.host for at, one in placed if one.model.rules and one.owner[0]}
 
 
 def virtual_services(at: Reconciler) -> list[dict[str, Any]]:

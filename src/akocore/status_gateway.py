@@ -7,9 +7,12 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from akocore.engines.envoy.resources import CDS, LDS, SRDS, cluster_name
+from akocore.engines.envoy.ads import Engine
+from akocore.engines.envoy.gateway import secret_name
+from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name
 from akocore.gateway_api import GatewayState, RouteState
 from akocore.kube.gateway_objects import (
+    DEFINITION,
     GATEWAY,
     GATEWAY_API,
     GATEWAY_CLASS,
@@ -25,7 +28,7 @@ from akocore.reconcile import Reconciler
 from akocore.status import condition
 from akocore.translate.classes import CONTROLLER
 from akocore.translate.gateway_api.attachment import Attached, parent_of
-from akocore.translate.gateway_api.classes import FEATURES
+from akocore.translate.gateway_api.classes import BUNDLE_VERSION, FEATURES, SERVED_RELEASES
 from akocore.translate.gateway_api.found import Finding, RouteId, Type, first, text
 from akocore.translate.gateway_api.listeners import ListenerView
 
@@ -42,6 +45,9 @@ __all__ = [
     "route",
     "routes",
 ]
+
+
+_RELEASES = ", ".join(f"{one}x" for one in SERVED_RELEASES)
 
 
 class Says(Struct, frozen=True):
@@ -64,11 +70,15 @@ class ListenerSays(Struct, frozen=True):
 
 
 class GatewaySays(Struct, frozen=True):
-    """A Gateway, or a ListenerSet (which has no addresses)."""
+    """A Gateway, or a ListenerSet (which has no addresses).
+
+    ``due``: the addresses that it has once its engines have followed.
+    """
 
     conditions: tuple[Says, ...]
     listeners: tuple[ListenerSays, ...]
     addresses: tuple[str, ...] = ()
+    due: tuple[str, ...] = ()
     sets: int = 0  # ListenerSets that are accepted
     vs: str = ""
 
@@ -88,7 +98,15 @@ def gateway_class(at: Reconciler, key: str) -> tuple[tuple[Says, ...], tuple[str
     refused = at.gateway_api.class_refusals(cls)
     message = "; ".join(f"{r.field}: {r.remedy}" for r in refused)
     reason = refused[0].reason if refused else "Accepted"
-    return (Says("Accepted", not refused, reason, message),), FEATURES
+    said = [Says("Accepted", not refused, reason, message)]
+    definition = at.store.all("CustomResourceDefinition").get(DEFINITION)
+    release = definition.metadata.annotation(BUNDLE_VERSION) if definition is not None else None
+    if release is not None:
+        known = release.startswith(SERVED_RELEASES)
+        message = "" if known else f"Definitions of {release} are there; {_RELEASES} are known."
+        reason = "SupportedVersion" if known else "UnsupportedVersion"
+        said.append(Says("SupportedVersion", known, reason, message))
+    return tuple(said), FEATURES
 
 
 # ── gateways and their listeners ────────────────────────────────────────────────────────────
@@ -105,6 +123,19 @@ def _programmed(at: Reconciler, service: VirtualService, placed: PlacedPort | No
     name = placed.names.get(place)
     answering = [e for e in at.ads.fleet.values() if e.group == home.group and e.answers]
     if name is None or not any((LDS, name) not in engine.rejected for engine in answering):
+        return False
+    # A listener that is new to an engine listens when it has asked for its certificates.
+    secrets = {
+        secret_name(key)
+        for chain in placed.model.chains
+        if chain.tls is not None
+        for key in chain.tls.secrets
+    }
+    if secrets and not all(
+        secrets <= engine.subscribed.get(SDS, set())
+        for engine in answering
+        if isinstance(engine, Engine)
+    ):
         return False
     return at.ads.acknowledged(home.group) >= max(placed.sequence.get(place, 1), 1)
 
@@ -202,12 +233,13 @@ def gateway(at: Reconciler, key: str) -> GatewaySays | None:
     service = at.placement.services.get(state.vs)
     home = service.shown if service is not None else None
     programmed = said[1]
-    shown = (home.address,) if home is not None and (programmed.true or programmed.pending) else ()
+    due = (home.address,) if home is not None and (programmed.true or programmed.pending) else ()
+    shown = due if programmed.true else ()
     sets = sum(
-        any(_true(one, "Accepted") for id_, one in listeners.items() if id_[1] == name)
+        any(view.serves for id_, view in state.listeners.items() if id_[1] == name)
         for name in state.sets
     )
-    return GatewaySays(tuple(said), tuple(own.values()), shown, sets, state.vs)
+    return GatewaySays(tuple(said), tuple(own.values()), shown, due, sets, state.vs)
 
 
 def _true(listener: ListenerSays, type_: str) -> bool:
@@ -368,16 +400,15 @@ def listener_set(at: Reconciler, key: str) -> GatewaySays | None:
             Says("Programmed", False, "NotAllowed", message),
         )
         return GatewaySays(no, ())
-    listeners = tuple(
-        _listener(at, state, view) for id_, view in state.listeners.items() if id_[1] == key
-    )
-    good = [one for one in listeners if _true(one, "Accepted")]
+    views = [view for id_, view in state.listeners.items() if id_[1] == key]
+    listeners = tuple(_listener(at, state, view) for view in views)
+    good = [one for view, one in zip(views, listeners, strict=True) if view.serves]
     if first(state.findings, "Accepted") is not None:
         message = "The Gateway is not accepted: its status says why."
         accepted = Says("Accepted", False, "ParentNotAccepted", message)
         return GatewaySays((accepted, _not("ParentNotAccepted", message)), listeners)
     if not good:
-        message = "None of its listeners is accepted: their status says why."
+        message = "None of its listeners is served: their status says why."
         accepted = Says("Accepted", False, "ListenersNotValid", message)
         return GatewaySays((accepted, _not("ListenersNotValid", message)), listeners)
     some = len(good) < len(listeners)
@@ -562,6 +593,17 @@ def policy(at: Reconciler, key: str) -> list[tuple[ParentReference, tuple[Says, 
 def _policy_findings(at: Reconciler, key: str) -> list[Finding]:
     seen = at.gateway_api.policies[key]
     found = list(seen.findings)
+    for i, (service, port) in enumerate(seen.targets):
+        obj = at.store.service(service)
+        if obj is None or (port and all(one.name != port for one in obj.spec.ports)):
+            what = f"port {port} of Service {service}" if port else f"Service {service}"
+            refusal = Refusal(
+                object=f"BackendTLSPolicy/{key}",
+                field=f"spec.targetRefs[{i}]",
+                reason="TargetNotFound",
+                remedy=f"There is no {what}. Create it.",
+            )
+            found.append(Finding("Accepted", refusal))
     winners = [at.gateway_api.policy_of(target) for target in seen.targets]
     if winners and key not in winners:
         remedy = f"BackendTLSPolicy {winners[0]}, which came first, has its targets. Take one away."

@@ -205,6 +205,25 @@ async def test_a_peers_password_comes_from_its_secret_and_is_shown_nowhere(site:
         assert PASSWORD not in text
 
 
+async def test_an_address_that_is_not_for_engines_or_is_anothers_is_said(site: Site) -> None:
+    manifests(site)
+    uplink = network("uplink", "10.10.16", "224")
+    uplink["spec"]["seRanges"] = [{"begin": "10.10.16.200", "end": "10.10.16.210"}]
+    site.write("networks", uplink)
+    site.controller()
+    await site.agent(1)
+    await site.agent(2, "--address", "10.10.16.192")
+
+    async def told() -> bool:
+        events = (await site.ask("Get", kind="events"))["items"]
+        reasons = {(e["regarding"], e["reason"]) for e in events}
+        return any(reason == "DuplicateRouterId" for _, reason in reasons) and (
+            ("ServiceEngine/se-1", "AddressOutsideSeRanges") in reasons
+        )
+
+    await site.until(told)
+
+
 async def test_backends_are_asked_from_an_address_that_is_announced(site: Site) -> None:
     manifests(site)
     uplink = network("uplink", "10.10.16", "224")

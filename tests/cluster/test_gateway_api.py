@@ -140,6 +140,8 @@ async def test_a_gateway_and_its_route_are_served_and_say_so(cluster: Cluster) -
     features = [
         one["name"] for one in cluster.status("gatewayclass", "avi-lb")["supportedFeatures"]
     ]
+    version = cluster.conditions("gatewayclass", "avi-lb")["SupportedVersion"]
+    assert version == ("True", "SupportedVersion")
     assert "HTTPRoute" in features
     assert features == sorted(features)
     said = cluster.conditions("gateway", "web")

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
-from akocore.engines.envoy.gateway import gateway_floor, http_scope
+from akocore.engines.envoy.gateway import gateway_cluster, gateway_floor, http_scope
 from akocore.model_http import (
     Backend,
     Cors,
@@ -27,7 +28,7 @@ from akocore.model_http import (
     Session,
     TextMatch,
 )
-from engines.gateway_rig import OFFSET, VS, Answer, Rig, need_envoy, rig, to, until
+from engines.gateway_rig import ADDRESS, OFFSET, VS, Answer, Rig, need_envoy, rig, to, until
 
 pytestmark = pytest.mark.real
 
@@ -409,6 +410,7 @@ async def test_cors_answers_preflights_and_marks_answers_of_allowed_origins(gw: 
             "access-control-allow-origin": origin,
             "access-control-allow-methods": "GET, PUT",
             "access-control-allow-headers": "x-one, x-two",
+            "access-control-expose-headers": "x-seen",
             "access-control-allow-credentials": "true",
             "access-control-max-age": "17",
         }
@@ -517,6 +519,34 @@ async def test_all_tries_together_end_with_the_requests_timeout(gw: Rig) -> None
     gw.echoes["web"].fail = [503] * 100
     assert (await gw.ask()).status in (503, 504)
     assert len(gw.echoes["web"].requests) < 50
+
+
+# ─── upgrades
+
+
+async def test_web_sockets_go_through(gw: Rig) -> None:
+    async def echo(request: web.BaseRequest) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(message.data)
+        return socket
+
+    runner = web.ServerRunner(web.Server(echo))  # type: ignore[arg-type]
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    backend = Backend("default/socket/80")
+    await gw.publish([gateway_cluster(backend, [("127.0.0.1", port)])])
+    await gw.listen()
+    scope = http_scope(VS, 80, "http", HttpHost("a.example.test", (to(backend),)))
+    await gw.publish([scope])
+    url = f"http://{ADDRESS}:{80 + OFFSET}/chat"
+    async with gw.client.ws_connect(url, headers={"Host": "a.example.test"}) as socket:
+        await socket.send_str("hello")
+        assert await socket.receive_str(timeout=5) == "hello"
+    await runner.cleanup()
 
 
 # ─── sessions

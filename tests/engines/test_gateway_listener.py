@@ -408,6 +408,21 @@ async def test_connections_are_shared_by_weight(gw: Rig, tcp: Bytes) -> None:
     assert await hello(7000) == ""
 
 
+async def test_a_services_session_affinity_is_kept(gw: Rig, tcp: Bytes) -> None:
+    for name in "abc":
+        await tcp.start(name)
+        await gw.echo(f"web.{name}")
+    several, web = Backend("default/several/80"), Backend("default/web/80")
+    endpoints = [("127.0.0.1", port) for port in tcp.ports.values()]
+    await gw.publish([gateway_cluster(several, endpoints, sticky=True)])
+    await gw.listen(Chain("tcp", tcp=(several,)), port=7000)
+    assert len({await hello(7000) for _ in range(12)}) == 1
+    await gw.listen()
+    await gw.serve(to(web))
+    await gw.publish([gateway_cluster(web, gw.endpoints(web), sticky=True)])
+    assert len({(await gw.ask()).by for _ in range(12)}) == 1
+
+
 async def test_who_a_client_is_comes_by_the_proxy_protocol(gw: Rig) -> None:
     web = await gw.echo("web")
     name = gateway_listener(VS, ADDRESS, 80, [Chain("http")], OFFSET, proxy_protocol=True)
@@ -540,3 +555,21 @@ async def test_the_systems_authorities_are_known(gw: Rig, authority: Authority) 
     web = await https_echo(gw, "web", server_tls(authority, "backend.test"))
     await gw.serve(to(msgspec.structs.replace(web, tls=BackendTls("backend.test", system=True))))
     assert (await gw.ask()).status in (502, 503)
+
+
+async def test_a_certificate_that_is_missing_keeps_nobody_else_waiting(
+    gw: Rig, names: Names
+) -> None:
+    await gw.listen(https("a", names.add("a.test"), sni="a.test"), port=443)
+    await gw.listen(
+        https("a", "default/a.test", sni="a.test"),
+        https("b", "default/not-there", sni="b.test"),
+        https("c", names.add("c.test"), sni="c.test"),
+        port=443,
+    )
+    await until(lambda: served_is(names, "c.test", "c.test"), 5)
+    assert await served(names, "a.test") == "a.test"
+    assert await served(names, "b.test") != "b.test"
+    names.add("not-there")
+    await gw.publish([gw.secrets[secret_name("default/not-there")]])
+    await until(lambda: served_is(names, "b.test", "not-there"))

@@ -6,11 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from akocore.cli.demo import CRITICAL_CLASS
+from akocore.cli.lab_bench import CONFIG, NETWORK, SETTING
+from akocore.cli.lab_demo import APP
 from akocore.engines.frr.process import Frr
 from frr.conftest import PREFIX
 
@@ -66,6 +70,62 @@ def test_the_walkthrough_by_commands(state: tuple[str, str]) -> None:
     assert not Path(state[1]).exists()
     assert "no lab is up" in akocore("status", *state, code=1)
     assert not [n for n in os.listdir("/run/netns") if n.startswith(NEW[1])]
+
+
+def test_predictions_are_compared_with_the_kernel_and_with_connections(
+    state: tuple[str, str],
+) -> None:
+    akocore("up", "--se", "3", "--vip", "10.10.16.224", *state, *NEW)
+    said = akocore("verify", "10.10.16.224", "--tuples", "3000", "--flows", "300", *state)
+    assert "3000 of 3000 tuples go where `ip route get` says" in said
+    assert "300 of 300 connections came where they were expected" in said
+    assert len(re.findall(r"^ +se-[123] +\d+ connections, +\d+ expected$", said, re.MULTILINE)) == 3
+    assert "has no way to 10.10.16.239" in akocore("verify", "10.10.16.239", *state, code=1)
+
+
+def test_a_controller_of_the_labs_own_follows_manifests(
+    state: tuple[str, str], directory: Path
+) -> None:
+    manifests = directory / "manifests"
+    manifests.mkdir()
+    for name, text in (("n", NETWORK), ("s", SETTING), ("c", CRITICAL_CLASS), ("a", APP)):
+        (manifests / f"{name}.yaml").write_text(text)
+    (directory / "config.yaml").write_text(CONFIG)
+    config = ("--config", str(directory / "config.yaml"))
+    said = akocore("up", "--manifests", str(manifests), *config, "--handover", *state, *NEW)
+    assert "a controller follows" in said
+    where = ("--state", f"{state[1]}/controller")
+    deadline = time.monotonic() + 20
+    while "Established" not in (shown := akocore("status", *state)) or "[20/0]" not in shown:
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.1)
+    listed = subprocess.run(
+        [*AKOCORE[:-1], "se", "list", *where], capture_output=True, text=True, check=True
+    )
+    assert "SE-Group-AKO-CRITICAL-se-1" in listed.stdout
+    said = akocore("traffic", "10.10.16.224", "--seconds", "1", "--kept", "5", *state)
+    assert re.search(
+        r"^\d+ connections: \{'200': \d+\}; .*; 0 of 5 kept ones broken$", said, re.MULTILINE
+    )
+
+
+def test_the_bench_prints_its_figures_and_leaves_nothing(frr: Frr) -> None:
+    prefix = f"{PREFIX}bench-"
+    done = subprocess.run(
+        [*AKOCORE, "bench", "--tries", "1", "--prefix", prefix],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for figure in (
+        "a Service Engine more: third hop, with traffic",
+        "graceful scale-in: connections that failed",
+        "a VIP more: manifest to route",
+        "an engine cut off: until the last failure",
+        "the controller killed: routes that changed",
+    ):
+        assert figure in done.stdout, done.stdout + done.stderr
+    assert not [n for n in os.listdir("/run/netns") if n.startswith(prefix)]
 
 
 def test_the_demo_tells_its_story_and_leaves_nothing(frr: Frr) -> None:

@@ -294,6 +294,23 @@ async def test_an_envoy_that_is_killed_takes_its_route_with_it(house: House) -> 
     await house.until_status("vs", VS, state="up")
 
 
+async def test_an_envoy_that_hangs_takes_its_route_with_it(house: House) -> None:
+    vip = "10.10.16.224"
+    house.write("networks", network("uplink", "10.10.16", "224"))
+    house.write("setting", setting(rhi=True))
+    house.write("app", *app())
+    await house.until_ways(vip, 192, 193)
+    process = house.serve.engines.running[SES[0]]
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        await house.until_ways(vip, 193)
+        assert await house.requests(vip, 20) == ["200"] * 20
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    await house.until_ways(vip, 192, 193)
+
+
 async def test_a_network_moves_live_and_the_old_address_goes_last(house: House) -> None:
     old, new = "10.10.16.224", "10.10.17.224"
     house.write(

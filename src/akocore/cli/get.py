@@ -53,6 +53,16 @@ def _vip(item: Item) -> str:
     return ",".join(one["value"] for one in item["status"]["addresses"])
 
 
+def _accepted(item: Item) -> str:
+    """Of each parent, whether it has accepted a route."""
+    return ",".join(
+        one["status"]
+        for parent in item["status"]["parents"]
+        for one in parent["conditions"]
+        if one["type"] == "Accepted"
+    )
+
+
 def _why(item: Item) -> str:
     return "; ".join(c["message"] for c in item["status"]["conditions"])
 
@@ -98,6 +108,20 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("REFUSED", _refused),
         ],
         [("VIRTUAL SERVICE", at("spec.virtualService")), ("WHY", _why)],
+    ),
+    **dict.fromkeys(
+        ("httproute", "grpcroute", "tlsroute", "tcproute", "udproute"),
+        (
+            [
+                ("NAMESPACE", at("metadata.namespace")),
+                NAME,
+                ("HOSTNAMES", lambda item: ",".join(item["spec"]["hostnames"])),
+                ("PARENTS", lambda item: ",".join(p["name"] for p in item["status"]["parents"])),
+                ("ACCEPTED", _accepted),
+                ("REFUSED", _refused),
+            ],
+            [("WHY", _why)],
+        ),
     ),
     "service": (
         [
@@ -236,6 +260,7 @@ ALIASES = {
     "ingresses": "ingress",
     "gateways": "gateway",
     "gtw": "gateway",
+    **{f"{one}routes": f"{one}route" for one in ("http", "grpc", "tls", "tcp", "udp")},
     "services": "service",
     "svc": "service",
     "virtualservice": "vs",

@@ -177,9 +177,7 @@ def controller(
     prefix: PrefixOption = "ako-",
     handover: Annotated[bool, typer.Option("--handover")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML")] = None,
-    upstream_bfd: Annotated[
-        int, typer.Option(help="ms between the router's packets, of which 3 may be lost")
-    ] = 0,
+    upstream_bfd: Annotated[int, typer.Option(help="ms; the router's, 3 times")] = 0,
 ) -> None:
     """Be the controller of a new lab; `up --manifests` starts it in the background."""
     import asyncio

@@ -13,6 +13,7 @@ __all__ = [
     "arguments",
     "boot_id",
     "capabilities",
+    "cpu_s",
     "exit_text",
     "pids",
     "start_ticks",
@@ -54,6 +55,15 @@ def start_ticks(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that process ``pid`` has used; 0 when there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def arguments(pid: int) -> list[str]:

@@ -110,7 +110,8 @@ class Cluster:
             self._take([Change(kind, key, None)])
         started = []
         for name in sorted(wanted - have):
-            kind, namespace, own = name.split("/")
+            kind, *namespaces, own = name.split("/")
+            namespace = namespaces[0] if namespaces else ""
             informer = self._informer(kind, namespace, f"metadata.name={own}")
             self._tasks[name] = asyncio.create_task(informer.run(), name=name)
             started.append(informer)

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import inspect
 
-from akocore.kube.gateway_objects import GATEWAY_API
+from akocore.kube.gateway_objects import DEFINITION, GATEWAY_API
 from akocore.kube.objects import (
     OWN_KINDS,
     AviInfraSetting,
@@ -290,6 +290,10 @@ def rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rule("", ["services", "namespaces"], read),
         rule("", ["services/status"], ["patch"]),
         rule("", ["secrets", "configmaps"], ["get", "watch"]),
+        {
+            **rule("apiextensions.k8s.io", ["customresourcedefinitions"], read),
+            "resourceNames": [DEFINITION],
+        },
         rule(GATEWAY_API, _GATEWAY_API, read),
         rule(GATEWAY_API, [f"{one}/status" for one in _GATEWAY_API], ["patch"]),
         rule("discovery.k8s.io", ["endpointslices"], read),

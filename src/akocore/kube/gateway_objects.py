@@ -14,6 +14,7 @@ import msgspec
 from akocore.kube.meta import Condition, LabelSelector, Object, Part, Port
 
 __all__ = [
+    "DEFINITION",
     "GATEWAY",
     "GATEWAY_API",
     "GATEWAY_CLASS",
@@ -22,6 +23,7 @@ __all__ = [
     "BackendRef",
     "BackendTLSPolicy",
     "ConfigMap",
+    "CustomResourceDefinition",
     "GRPCRoute",
     "GatewayApiClass",
     "GatewayApiGateway",
@@ -37,6 +39,9 @@ __all__ = [
 ]
 
 GATEWAY_API: Final = "gateway.networking.k8s.io"
+DEFINITION: Final = f"gatewayclasses.{GATEWAY_API}"
+"""The definition that says which release of the Gateway API is there."""
+
 GATEWAY: Final = f"Gateway.{GATEWAY_API}"
 GATEWAY_CLASS: Final = f"GatewayClass.{GATEWAY_API}"
 
@@ -46,6 +51,14 @@ class ConfigMap(Object, frozen=True, gc=False, kw_only=True):
 
     KIND = "ConfigMap"
     data: dict[str, str] | None = None
+
+
+class CustomResourceDefinition(Object, frozen=True, gc=False, kw_only=True):
+    """Read for the release of the Gateway API that it belongs to (an annotation)."""
+
+    GROUP = "apiextensions.k8s.io"
+    KIND = "CustomResourceDefinition"
+    NAMESPACED = False
 
 
 # ── classes ─────────────────────────────────────────────────────────────────────────────────

@@ -62,10 +62,10 @@ def wanted(at: Reconciler, obj: Object, look_again: Callable[[str], None]) -> di
             if said.pending:
                 look_again(said.vs)
             had = tuple(one.value for one in obj.status.addresses)
-            keep = had == said.addresses
+            keep = had == said.due
             conditions = _conditions(at, obj.status.conditions, said.conditions, generation, keep)
             shown = any(c["type"] == "Programmed" and c["status"] == "True" for c in conditions)
-            addresses = said.addresses if shown else ()
+            addresses = said.due if shown else ()
             out: dict[str, Any] = {
                 "addresses": [{"type": "IPAddress", "value": one} for one in addresses],
                 "conditions": conditions,

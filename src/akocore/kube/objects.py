@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from akocore.kube.gateway_objects import GATEWAY_KINDS, ConfigMap
+from akocore.kube.gateway_objects import GATEWAY_KINDS, ConfigMap, CustomResourceDefinition
 from akocore.kube.meta import Condition, LabelledMeta, LabelSelector, Object, ObjectMeta, Part, Port
 from akocore.model import Refusal
 from akocore.revisions import Received
@@ -700,6 +700,7 @@ _READ: Final[tuple[type[Object], ...]] = (
     ServiceEngineGroup,
     Network,
     ConfigMap,
+    CustomResourceDefinition,
     *GATEWAY_KINDS,
 )
 KINDS: Final[dict[tuple[str, str], type[Object]]] = {

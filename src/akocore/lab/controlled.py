@@ -99,13 +99,16 @@ class Controlled:
 
     async def ask(self, method: str, **question: Any) -> Any:
         """The controller's answer.  Raises `LabError` when it has none."""
+        return await asyncio.to_thread(self._ask, method, json.dumps(question).encode())
+
+    def _ask(self, method: str, question: bytes) -> Any:
         import grpc
 
         socket = self.directory / "controller" / "xds.sock"
-        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        with grpc.insecure_channel(f"unix:{socket}") as channel:
             call: Any = channel.unary_unary(f"/akocore.v1alpha1.Control/{method}")
             try:
-                return json.loads(await call(json.dumps(question).encode(), timeout=10))
+                return json.loads(call(question, timeout=10))
             except grpc.RpcError as err:
                 raise LabError(f"no controller answers in {self.directory}.") from err
 
@@ -121,7 +124,7 @@ class Controlled:
         while not await true():
             if time.perf_counter() - began > within_s:
                 raise LabError(f"{what}: not so after {within_s:g} s.")
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
         return (time.perf_counter() - began) * 1000
 
 
@@ -141,7 +144,7 @@ async def load(
     try:
         await process.stdout.readline()
         yield said
-        out, _ = await process.communicate()
+        out, _ = await process.communicate(b"")  # which closes its input
         said |= json.loads(out)
     finally:
         if process.returncode is None:

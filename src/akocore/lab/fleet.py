@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from akocore.engines.frr.observe import Observed
 from akocore.engines.frr.process import FrrError, in_namespace
 from akocore.engines.frr.session import Session, SessionError
 from akocore.engines.handover import HandoverError
+from akocore.engines.processes import cpu_s
 from akocore.kube.objects import ReplicaRouter
 from akocore.lab.topology import Engine, LabError, Topology
 
 __all__ = ["Fleet"]
 
 _PROBE_S = 0.5  # an Envoy that is silent for so long has its routes withdrawn
+_LOAD_OVER_S = 1.0
 _AGAIN_S = 0.5  # after a router could not be told
 
 _log = logging.getLogger(__name__)
@@ -74,6 +77,8 @@ class Fleet(Engines):
         self._routes: dict[str, RouterConfig] = {}
         self._due: dict[str, asyncio.Event] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
+        self._used: dict[str, tuple[int, float, float]] = {}  # pid, when, processor time by then
+        self._loads: dict[str, float] = {}
         self._ring: list[str] = []  # places that hand flows over to each other
         self._ring_vips: tuple[str, ...] = ()
         self._ring_turn = asyncio.Lock()
@@ -95,6 +100,21 @@ class Fleet(Engines):
     def held_s(self) -> float:
         """How long an address that is given up still answers."""
         return self.flows_s if self.topology.plan.handover else 1.0
+
+    def load(self, name: str) -> float | None:
+        """How busy its Envoy's workers are, from 0 to 1; None: not known."""
+        process = self.running.get(name)
+        if process is None or process.pid is None:
+            return None
+        now = (process.pid, time.monotonic(), cpu_s(process.pid))
+        before = self._used.get(name)
+        if before is not None and before[0] == now[0] and now[1] - before[1] < _LOAD_OVER_S:
+            return self._loads.get(name)
+        self._used[name] = now
+        if before is None or before[0] != now[0]:
+            return None
+        self._loads[name] = (now[2] - before[2]) / (now[1] - before[1]) / self._concurrency
+        return self._loads[name]
 
     def snat(self, _name: str) -> str:
         return ""

@@ -98,11 +98,8 @@ class Scale:
         """Whether a Service Engine of the group is one of them."""
         if not self._infrastructure.speaks_bgp:
             return True
-        if self.usable is None:
+        if self.usable is None or not self.usable(group):  # without a router, or none is up
             return number_of(engine) <= self.wanted(vs, group)
-        there = self.usable(group)
-        if not there and not number_of(engine):
-            return True  # of a group without a router: all share every address
         return engine in self.on(vs, group)
 
     def changed(self) -> None:
@@ -126,7 +123,8 @@ class Scale:
             there,
             key=lambda engine: (
                 engine in spares,
-                self.rank(vs, engine),
+                # Of one that is to have less, each has to win its place again.
+                self.rank(vs, engine) if there[engine] >= 1 else 2,
                 number_of(engine) if self._numbered(group, engine) else 0,
                 _score(vs, engine, there[engine]),
                 engine,

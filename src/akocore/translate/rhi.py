@@ -22,6 +22,7 @@ __all__ = [
     "check_password",
     "check_passwords",
     "check_router_ids",
+    "is_outside",
     "router_config",
 ]
 
@@ -172,6 +173,13 @@ def _holds(found: AddressRange, address: str) -> bool:
     except ValueError:
         return False
     return begin.version == ip.version == end.version and int(begin) <= int(ip) <= int(end)
+
+
+def is_outside(spec: NetworkSpec, address: str) -> bool:
+    """Whether an address is in a Network's subnet and in none of its ranges for engines."""
+    return ip_address(address) in ip_network(spec.subnet) and not any(
+        _holds(found, address) for found in spec.se_ranges
+    )
 
 
 def check_passwords(

@@ -29,7 +29,7 @@ from akocore.engines.frr.config import RouterConfig, VipState
 from akocore.engines.frr.observe import Observed
 from akocore.engines.frr.process import Frr, FrrError, Router
 from akocore.engines.frr.session import Session, SessionError
-from akocore.engines.processes import boot_id, start_ticks
+from akocore.engines.processes import boot_id, cpu_s, start_ticks
 
 __all__ = ["Agent", "Settings"]
 
@@ -162,6 +162,7 @@ class Agent:
             connections=connections,
             requests=requests,
             cpu=cpu,
+            concurrency=me.concurrency,
             version=__version__,
         )
 
@@ -425,11 +426,7 @@ class Agent:
     def _cpu(self, pid: int) -> float:
         """Of one processor, since it was asked last."""
         life, now = self.life, time.monotonic()
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        except OSError:
-            return 0.0
-        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        used = cpu_s(pid)
         before, self._cpu_at = self._cpu_at, (life, now, used)
         if before[0] != life or now <= before[1]:
             return 0.0

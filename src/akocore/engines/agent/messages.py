@@ -49,6 +49,7 @@ class Report(_Message, frozen=True):
     connections: int = 0  # of clients
     requests: dict[str, int] = {}  # since its Envoy started, by virtual service
     cpu: float = 0.0  # of one processor, by its Envoy
+    concurrency: int = 1  # workers of its Envoy
     version: str = ""
 
 

@@ -19,9 +19,12 @@ _NAME = "akocore_se"
 def unready(agent: Agent) -> list[str]:
     """Why no client should meet this Service Engine; [] when it is ready.
 
-    Without any controller it serves on, so that is no reason.
+    Without any controller it serves on, so that is no reason; nor is a router that is of no use,
+    where there is nobody to tell.
     """
-    reasons = [text for key, text in agent.problems.items() if key != "controller"]
+    peers = agent.order.router.peers if agent.order is not None else ()
+    counts = ("frr", "router", "daemons") if peers else ()
+    reasons = [text for key, text in agent.problems.items() if key in counts]
     if agent.leaving:
         reasons.append("leaving")
     if not agent.alive:

@@ -106,6 +106,11 @@ class Routers:
     def lacks(self) -> bool:
         return False  # an agent sees to itself
 
+    def load(self, name: str) -> float | None:
+        """How busy its Envoy's workers are, from 0 to 1; None: not known."""
+        agent = self._agents.get(name)
+        return agent.report.cpu / agent.report.concurrency if agent is not None else None
+
     def route(self, name: str, config: RouterConfig) -> None:
         """Tell its router, unless it was told just that."""
         agent = self._agents.get(name)

@@ -311,6 +311,7 @@ def _tls(tls: ChainTls, http: bool) -> any_pb2.Any:
 def _tcp(vs: str, backends: Sequence[Backend]) -> tcp_proxy_pb2.TcpProxy:
     out = tcp_proxy_pb2.TcpProxy(stat_prefix=vs)
     out.max_connect_attempts.value = _ATTEMPTS
+    out.hash_policy.add().source_ip.SetInParent()  # a Service's session affinity
     shares = [one for one in backends if one.weight > 0]
     if len(shares) < 2:
         out.cluster = gateway_cluster_name(shares[0]) if shares else NOWHERE
@@ -339,6 +340,7 @@ def gateway_udp(
         out.freebind.value = True
     out.udp_listener_config.SetInParent()
     config = udp_proxy_pb2.UdpProxyConfig(stat_prefix=vs)
+    config.hash_policies.add(source_ip=True)
     shares = [one for one in backends if one.weight > 0]
     left = sum(one.weight for one in shares)
     for one in shares[:-1]:

@@ -245,6 +245,7 @@ def _forward(out: route_pb2.Route, rule: HttpRule, shares: list[Backend]) -> Non
         if rule.grpc
         else route_pb2.RouteAction.INTERNAL_SERVER_ERROR
     )
+    action.hash_policy.add().connection_properties.source_ip = True  # a Service's session affinity
     edited = _edited(shares)
     if len(shares) == 1 and not edited:
         action.cluster = gateway_cluster_name(shares[0])
@@ -471,7 +472,7 @@ def _preflight(rule: HttpRule, cors: Cors) -> Iterator[route_pb2.Route]:
     out.match.headers.append(_origin(cors))
     asked = "access-control-request"
     headers = [
-        *_cors_headers(cors, exposed=False),
+        *_cors_headers(cors),
         ("access-control-allow-methods", _listed(cors.methods, cors, f"{asked}-method")),
         ("access-control-allow-headers", _listed(cors.headers, cors, f"{asked}-headers")),
         ("access-control-max-age", str(cors.max_age_s)),
@@ -489,12 +490,12 @@ def _listed(values: tuple[str, ...], cors: Cors, asked: str) -> str:
     return f"%REQ({asked})%" if cors.credentials else "*"
 
 
-def _cors_headers(cors: Cors, *, exposed: bool = True) -> list[tuple[str, str]]:
+def _cors_headers(cors: Cors) -> list[tuple[str, str]]:
     echo = cors.credentials or "*" not in cors.origins
     out = [("access-control-allow-origin", "%REQ(origin)%" if echo else "*")]
     if cors.credentials:
         out.append(("access-control-allow-credentials", "true"))
-    if exposed and (names := [n for n in cors.expose if n != "*" or not cors.credentials]):
+    if names := [n for n in cors.expose if n != "*" or not cors.credentials]:
         out.append(("access-control-expose-headers", ", ".join(names)))
     return out
 

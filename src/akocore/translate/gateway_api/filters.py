@@ -22,10 +22,11 @@ from akocore.model_http import (
     Redirect,
 )
 from akocore.translate.gateway_api.backends import Translation, backend
+from akocore.translate.gateway_api.hostnames import is_hostname
 
-__all__ = ["Filters", "filters"]
+__all__ = ["TOKEN", "Filters", "filters"]
 
-_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_|~`]+")
+TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_|~`]+")
 _STATUS: Final = (301, 302, 303, 307, 308)
 
 
@@ -87,7 +88,7 @@ def _edit(spec: HTTPHeaderFilter | None, part: str, no: _No) -> HeaderEdit:
     for name, headers in (("set", spec.set), ("add", spec.add)):
         kept: dict[str, tuple[str, str]] = {}
         for i, one in enumerate(headers):
-            if not _HEADER.fullmatch(one.name) or "\n" in one.value or "\0" in one.value:
+            if not TOKEN.fullmatch(one.name) or not one.value.isprintable():
                 no(f"{part}.{name}[{i}]", "UnsupportedValue", f"{one.name!r} is no header.")
             else:
                 kept.setdefault(one.name.lower(), (one.name, one.value))
@@ -105,6 +106,10 @@ def _response(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters,
 
 def _path(spec: HTTPPathModifier | None, part: str, no: _No) -> PathRewrite | None:
     if spec is None:
+        return None
+    text = spec.replace_full_path or spec.replace_prefix_match or "/"
+    if not text.startswith("/") or not text.isprintable() or " " in text:
+        no(f"{part}.path", "UnsupportedValue", f"{text!r} is no path. Begin with a slash.")
         return None
     if spec.type == "ReplaceFullPath" and spec.replace_full_path is not None:
         return PathRewrite("full", spec.replace_full_path)
@@ -126,6 +131,8 @@ def _redirect(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters,
     if spec.scheme not in ("", "http", "https"):
         remedy = f"{spec.scheme} is unknown. Write http or https."
         no("requestRedirect.scheme", "UnsupportedValue", remedy)
+    if spec.hostname and not is_hostname(spec.hostname):
+        no("requestRedirect.hostname", "UnsupportedValue", f"{spec.hostname!r} is no DNS name.")
     path = _path(spec.path, "requestRedirect", no)
     out.redirect = Redirect(spec.status_code, spec.scheme, spec.hostname, spec.port, path)
 
@@ -135,6 +142,8 @@ def _rewrite(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters, 
     if spec is None:
         no("urlRewrite", "UnsupportedValue", "Add urlRewrite.")
         return
+    if spec.hostname and not is_hostname(spec.hostname):
+        no("urlRewrite.hostname", "UnsupportedValue", f"{spec.hostname!r} is no DNS name.")
     out.rewrite_host = spec.hostname
     out.rewrite_path = _path(spec.path, "urlRewrite", no)
 

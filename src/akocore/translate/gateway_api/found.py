@@ -18,7 +18,13 @@ RouteId = tuple[str, str]
 """(kind, key)."""
 
 Type = Literal[
-    "Accepted", "Conflicted", "Programmed", "ResolvedRefs", "PartiallyInvalid", "Warning"
+    "Accepted",
+    "Conflicted",
+    "Programmed",
+    "ResolvedRefs",
+    "PartiallyInvalid",
+    "Hostnames",
+    "Warning",
 ]
 
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Final
 
-__all__ = ["intersection", "most_specific", "overlaps"]
+__all__ = ["intersection", "is_hostname", "most_specific"]
+
+_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z)(\*\.)?{_LABEL}(\.{_LABEL})*\Z")
+_DIGITS: Final = re.compile(r"[0-9]+(\.[0-9]+)*\Z")
+
+
+def is_hostname(text: str) -> bool:
+    """Whether it is a DNS name, perhaps with ``*.`` in front, and no address."""
+    return bool(_HOST.match(text.lower())) and not _DIGITS.match(text)
 
 
 def _covers(wide: str, host: str) -> bool:
@@ -12,10 +23,6 @@ def _covers(wide: str, host: str) -> bool:
     if not wide or wide == host:
         return True
     return wide.startswith("*.") and host.endswith(wide[1:]) and host != wide[2:]
-
-
-def overlaps(a: str, b: str) -> bool:
-    return _covers(a, b) or _covers(b, a)
 
 
 def intersection(listener: str, hostnames: Iterable[str]) -> list[str]:

@@ -21,6 +21,7 @@ from akocore.kube.gateway_objects import (
 )
 from akocore.model import Refusal
 from akocore.translate.gateway_api.found import Finding, ListenerId, Type
+from akocore.translate.gateway_api.hostnames import is_hostname
 
 __all__ = ["ClientValidation", "ListenerView", "listeners"]
 
@@ -32,6 +33,8 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     "UDP": ("UDPRoute",),
 }
 """Which routes a listener of a protocol may have."""
+
+_HOSTS: Final = ("HTTP", "HTTPS", "TLS")
 
 Check = Callable[[str, str], tuple[str, str] | None]
 """Of a Secret or ConfigMap ("namespace/name") and a kind: (reason, remedy) of what is wrong."""
@@ -92,6 +95,16 @@ class _Draft(Struct):
         refusal = Refusal(object=self.object, field=at, reason=reason, remedy=remedy)
         self.findings.append(Finding(type_, refusal))
 
+    def warn(self, field: str, remedy: str) -> None:
+        refusal = Refusal(
+            object=self.object,
+            field=f"{self.field}.{field}",
+            reason="UnsupportedValue",
+            remedy=remedy,
+            warning=True,
+        )
+        self.findings.append(Finding("Warning", refusal))
+
 
 def _drafts(kind: str, key: str, object_: str, listeners: tuple[Listener, ...]) -> list[_Draft]:
     namespace = key.partition("/")[0]
@@ -137,16 +150,17 @@ def _conflicts(groups: list[list[_Draft]]) -> None:
             if draft.spec.protocol in KINDS:
                 mine[draft.spec.protocol == "UDP", draft.spec.port].append(draft)
         for at, drafts in mine.items():
-            found = [
-                (draft, problem)
-                for draft in drafts
-                for others in (taken[at], drafts)
-                if (problem := _conflict(draft, others)) is not None
-            ]
-            for draft, (reason, remedy) in found:
-                if not draft.findings:
-                    draft.no("Conflicted", "", reason, remedy)
-            taken[at] += [draft for draft in drafts if not draft.findings]
+            _refuse(drafts, taken[at])
+            _refuse(rest := [one for one in drafts if not one.findings], rest)
+            taken[at] += [one for one in rest if not one.findings]
+
+
+def _refuse(drafts: list[_Draft], others: list[_Draft]) -> None:
+    """Refuse those that can't be told from one of ``others``."""
+    found = [(draft, _conflict(draft, others)) for draft in drafts]
+    for draft, problem in found:
+        if problem is not None:
+            draft.no("Conflicted", "", *problem)
 
 
 def _conflict(draft: _Draft, others: Iterable[_Draft]) -> tuple[str, str] | None:
@@ -182,6 +196,9 @@ def _view(
     mode: Literal["", "Terminate", "Passthrough"] = ""
     certificates: tuple[str, ...] = ()
     clients = None
+    if spec.hostname and spec.protocol in _HOSTS and not is_hostname(spec.hostname):
+        remedy = f"{spec.hostname} is no DNS name. Write one, with *. only at the start."
+        draft.no("Accepted", "hostname", "UnsupportedValue", remedy)
     if spec.protocol not in KINDS:
         remedy = f"{spec.protocol} is not served. Write HTTP, HTTPS, TLS, TCP or UDP."
         draft.no("Accepted", "protocol", "UnsupportedProtocol", remedy)
@@ -200,6 +217,8 @@ def _view(
     elif spec.tls is not None:
         remedy = f"A listener of {spec.protocol} has no TLS. Take it out, or write HTTPS or TLS."
         draft.no("Accepted", "tls", "UnsupportedValue", remedy)
+    for name in sorted((spec.tls.options if spec.tls is not None else None) or ()):
+        draft.warn(f"tls.options[{name}]", "It is not known, and passed over. Take it out.")
     return ListenerView(
         id=draft.id,
         field=draft.field,
@@ -235,11 +254,10 @@ def _kinds(draft: _Draft) -> tuple[str, ...]:
 
 
 def _resolve(
-    ref: ObjectReference, kind: str, draft: _Draft, namespace: str, check: Check, permits: Permits
+    ref: ObjectReference, kind: str, owner: str, namespace: str, check: Check, permits: Permits
 ) -> tuple[str, tuple[str, str] | None]:
-    """The key that a reference means, and what is wrong with it."""
+    """The key that a reference of an ``owner`` means, and what is wrong with it."""
     key = f"{ref.namespace or namespace}/{ref.name}"
-    owner = draft.id[0] if namespace == draft.namespace else "Gateway"
     if ref.namespace not in ("", namespace) and not permits(owner, namespace, kind, key):
         remedy = f"Create a ReferenceGrant in {ref.namespace} for {owner}s of {namespace}."
         return key, ("RefNotPermitted", remedy)
@@ -260,7 +278,7 @@ def _certificates(draft: _Draft, check: Check, permits: Permits) -> tuple[str, .
             )
             draft.no("ResolvedRefs", field, "InvalidCertificateRef", remedy)
             continue
-        key, problem = _resolve(ref, "Secret", draft, draft.namespace, check, permits)
+        key, problem = _resolve(ref, "Secret", draft.id[0], draft.namespace, check, permits)
         if problem is None:
             good.append(key)
         else:
@@ -298,7 +316,7 @@ def _clients(
             remedy = f"{ref.kind} of group {ref.group or 'core'} is not read: name a ConfigMap."
             no("ResolvedRefs", field, "InvalidCACertificateKind", remedy)
             continue
-        key, problem = _resolve(ref, "ConfigMap", draft, home, check, permits)
+        key, problem = _resolve(ref, "ConfigMap", "Gateway", home, check, permits)
         if problem is None:
             good.append(key)
         else:

@@ -18,6 +18,7 @@ from akocore.kube.gateway_objects import (
     KeyValueMatch,
     L4RouteSpec,
     Route,
+    TLSRoute,
 )
 from akocore.model_http import (
     Backend,
@@ -31,8 +32,9 @@ from akocore.model_http import (
 )
 from akocore.translate.gateway_api.backends import Context, Translation, backend, l4_backends
 from akocore.translate.gateway_api.durations import seconds
-from akocore.translate.gateway_api.filters import Filters, filters
+from akocore.translate.gateway_api.filters import TOKEN, Filters, filters
 from akocore.translate.gateway_api.found import Finding
+from akocore.translate.gateway_api.hostnames import is_hostname
 
 __all__ = ["RouteRules", "host", "rules_of", "with_certificate"]
 
@@ -54,6 +56,8 @@ class RouteRules(Struct, frozen=True, gc=False):
     backends: tuple[Backend, ...]
     findings: tuple[Finding, ...]
     refers: frozenset[str]
+    hostnames: tuple[str, ...]  # those that can be
+    named: bool  # whether it names any at all: without a good one it is nobody's then
     none: bool  # not one of its rules can be served
 
 
@@ -63,9 +67,26 @@ def rules_of(route: Route, context: Context) -> RouteRules:
     object_ = f"{route.KIND}/{meta.key}"
     at = Translation(route.KIND, meta.namespace, object_, context, [], set())
     spec = route.spec  # type: ignore[attr-defined]
+    hostnames = spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute | TLSRoute) else ()
+    for i, one in enumerate(hostnames):
+        if not is_hostname(one):
+            remedy = f"{one} is no DNS name. Write one, with *. only at the start."
+            at.no("Hostnames", f"spec.hostnames[{i}]", "UnsupportedValue", remedy)
+    good = tuple(one for one in hostnames if is_hostname(one))
+    if spec.use_default_gateways not in ("", "None"):
+        remedy = "There are no default Gateways here. Name the Gateway in parentRefs."
+        at.warn("spec.useDefaultGateways", "UnsupportedValue", remedy)
     if isinstance(spec, L4RouteSpec):
-        backends = _l4(at, spec)
-        return RouteRules((), (), backends, tuple(at.findings), frozenset(at.refers), False)
+        return RouteRules(
+            (),
+            (),
+            _l4(at, spec),
+            tuple(at.findings),
+            frozenset(at.refers),
+            good,
+            bool(hostnames),
+            False,
+        )
     out: list[HttpRule] = []
     order: list[Precedence] = []
     dropped: list[str] = []
@@ -82,6 +103,8 @@ def rules_of(route: Route, context: Context) -> RouteRules:
         (),
         tuple(at.findings),
         frozenset(at.refers),
+        good,
+        bool(hostnames),
         bool(dropped) and len(dropped) == len(spec.rules),
     )
 
@@ -198,7 +221,14 @@ def _path(at: Translation, type_: str, value: str, field: str) -> TextMatch:
     if type_ not in ("Exact", "PathPrefix"):
         remedy = f"{type_} is unknown. Write Exact, PathPrefix or RegularExpression."
         at.no("PartiallyInvalid", f"{field}.type", "UnsupportedValue", remedy)
-    elif not value.startswith("/") or "?" in value or "#" in value or "//" in value:
+    elif (
+        not value.startswith("/")
+        or not value.isprintable()
+        or " " in value
+        or "?" in value
+        or "#" in value
+        or "//" in value
+    ):
         remedy = f"{value} is no path. Write one that starts with a slash, without ?, # and //."
         at.no("PartiallyInvalid", f"{field}.value", "UnsupportedValue", remedy)
     if type_ == "Exact":
@@ -215,6 +245,9 @@ def _keys(
         name = one.name.lower() if headers else one.name
         if name in out:
             continue
+        if not name or (headers and not TOKEN.fullmatch(name)) or not one.value.isprintable():
+            remedy = f"{one.name!r} with {one.value!r} can't be in a request. Correct it."
+            at.no("PartiallyInvalid", f"{field}[{i}]", "UnsupportedValue", remedy)
         if one.type == "RegularExpression":
             _regex(at, one.value, f"{field}[{i}].value")
         elif one.type != "Exact":
@@ -296,8 +329,8 @@ def _session(at: Translation, route: HTTPRoute | GRPCRoute, i: int, field: str) 
         return None
     here = f"{field}.sessionPersistence"
     if spec.idle_timeout is not None:
-        remedy = "Sessions have no idle timeout here. Write absoluteTimeout."
-        at.no("PartiallyInvalid", f"{here}.idleTimeout", "UnsupportedValue", remedy)
+        remedy = "Sessions have no idle timeout here: they are kept without. Take it out."
+        at.warn(f"{here}.idleTimeout", "UnsupportedValue", remedy)
     absolute = _seconds(at, spec.absolute_timeout, f"{here}.absoluteTimeout")
     if spec.type not in ("Cookie", "Header"):
         remedy = f"{spec.type} is unknown. Write Cookie or Header."
@@ -306,6 +339,10 @@ def _session(at: Translation, route: HTTPRoute | GRPCRoute, i: int, field: str) 
     if lasting and not absolute:
         remedy = "A permanent cookie needs absoluteTimeout."
         at.no("PartiallyInvalid", here, "UnsupportedValue", remedy)
+    if spec.session_name and not TOKEN.fullmatch(spec.session_name):
+        remedy = f"{spec.session_name!r} is no name of a cookie or header."
+        at.no("PartiallyInvalid", f"{here}.sessionName", "UnsupportedValue", remedy)
+        return None
     if spec.type == "Header":
         return Session("header", spec.session_name.lower() or "x-session", absolute)
     name = spec.session_name or f"session-{route.metadata.name}-{i}"

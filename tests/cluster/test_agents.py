@@ -1,0 +1,118 @@
+"""Service Engines with agents, and several replicas: what the leader says of those of another."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from agent.conftest import Process
+from akocore.engines.frr.process import Frr, end
+from cluster.control_plane import ControlPlane
+from cluster.test_external import Site
+from frr.conftest import directory, frr
+
+__all__ = ["directory", "frr"]
+
+pytestmark = pytest.mark.real
+
+OBJECTS = """
+apiVersion: akocore.io/v1alpha1
+kind: Network
+metadata: {name: uplink}
+spec:
+  subnet: 10.77.16.0/24
+  vipRanges: [{begin: 10.77.16.225, end: 10.77.16.254}]
+  bgp: {localAs: 5000, peers: [{address: 198.51.100.1, remoteAs: 6000}]}
+---
+apiVersion: ako.vmware.com/v1alpha1
+kind: AviInfraSetting
+metadata: {name: critical.infra}
+spec: {network: {names: [uplink], enableRhi: true}, l7Settings: {shardSize: SMALL}}
+---
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: critical-ic}
+spec:
+  controller: ako.vmware.com/avi-lb
+  parameters: {apiGroup: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
+"""
+
+
+@pytest_asyncio.fixture
+async def site(
+    directory: Path, frr: Frr, plane: ControlPlane, endpoint: str
+) -> AsyncIterator[Site]:
+    made = Site(directory, plane, endpoint)
+    made.one.apply(OBJECTS)
+    yield made
+    await made.stop()
+    end(directory / "agent" / "frr")
+
+
+def mirror(site: Site, kind: str) -> dict[str, dict[str, object]]:
+    items = json.loads(site.plane.kubectl("get", kind, "-o", "json"))["items"]
+    return {item["metadata"]["name"]: item["status"] for item in items}
+
+
+async def test_the_leader_tells_of_a_router_whose_agent_is_at_another_replica(site: Site) -> None:
+    site.one.apps(1, "critical-ic")
+    await site.one.start()
+    await site.one.until_ready()
+    await site.two.start()
+
+    async def follows() -> bool:
+        return bool((await site.two.said()).get("batches"))
+
+    await site.until(follows)
+    pair = site.authority.issue("se-1", "se-1")
+    log = site.scratch / "agent.log"
+    agent = Process(
+        [
+            *(sys.executable, "-m", "akocore", "se", "run", "--name", "se-1"),
+            *("--group", "Default-Group", "--controller", f"{site.two.at},{site.one.at}"),
+            *("--cert", str(pair.certificate), "--key", str(pair.key)),
+            *("--ca", str(site.authority.ca), "--address", "10.77.16.1"),
+            *("--state", str(site.scratch / "agent"), "--metrics-listen", ""),
+            *("--drain", "0.1", "--flows", "0"),
+        ],
+        log,
+    )
+    try:
+
+        def told() -> bool:
+            said = mirror(site, "serviceengines").get("se-1", {})
+            services = [s.get("announcedBy") for s in mirror(site, "virtualservices").values()]
+            return (
+                said.get("address") == "10.77.16.1"
+                and said.get("vips") == ["10.77.16.225"]
+                and said.get("bgpUp") == "0/1"
+                and "BGP with 198.51.100.1 is down (NoRoute)" in str(said.get("why"))
+                and services == [["se-1"]]
+            )
+
+        await site.until(told, 40)
+        at_two = [r for r in site.two.replicas().values() if r.get("routers")]
+        assert [r.get("leads", False) for r in at_two] == [False]
+        assert "se-1" in site.plane.kubectl("get", "serviceengines")
+
+        # Its replica is killed: it goes to the other one, and withdraws nothing meanwhile.
+        await site.two.kill()
+
+        async def found() -> bool:
+            items = await site.one.ask("se")
+            routing = [i["status"].get("routing", {}) for i in items]
+            return [r.get("announced") for r in routing] == [["10.77.16.225"]] and log.read_text(
+                "utf-8"
+            ).count("event=controller_found") == 2
+
+        await site.until(found)
+        assert "removed=1" not in log.read_text("utf-8")
+    finally:
+        agent.send(signal.SIGTERM)
+        await agent.ended()
