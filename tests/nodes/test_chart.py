@@ -1,0 +1,43 @@
+"""The chart's values, by the real Helm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from akocore.config import Config
+from nodes.cluster import Nodes
+from nodes.site import CHART
+
+pytestmark = [pytest.mark.slow, pytest.mark.real]
+
+_AKOS = Path(__file__).with_name("ako-values.yaml")
+
+
+def config_of(nodes: Nodes, *arguments: str) -> Config:
+    """The configuration that controllers of such a release have."""
+    show = ("--show-only", "templates/config.yaml", "--kube-version", "1.35.0")
+    made = msgspec.yaml.decode(nodes.helm("template", "akocore", str(CHART), *show, *arguments))
+    return msgspec.yaml.decode(made["data"]["config.yaml"], type=Config)
+
+
+def test_values_of_ako_are_understood(nodes: Nodes) -> None:
+    found = config_of(nodes, "--values", str(_AKOS))
+    assert found.cluster_name == "my-cluster"
+    assert found.defaults.network == "REGA_EXT_UPLINKB_3014"
+    assert found.defaults.se_group == "Default-Group"
+    assert found.defaults.shard_size == "LARGE"
+    assert found.defaults.enable_rhi is False
+
+
+def test_the_default_values_are_a_configuration(nodes: Nodes) -> None:
+    found = config_of(nodes)
+    assert found.defaults.network in found.networks
+    assert found.defaults.se_group in found.service_engine_groups
+
+
+def test_a_value_that_means_nothing_is_refused_with_those_that_do(nodes: Nodes) -> None:
+    with pytest.raises(RuntimeError, match="'LARGE', 'MEDIUM', 'SMALL', 'DEDICATED'"):
+        config_of(nodes, "--set", "L7Settings.shardVSSize=HUGE")
