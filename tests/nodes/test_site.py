@@ -121,7 +121,8 @@ def test_an_api_server_that_is_away_for_two_minutes_costs_no_request(site: Site)
         site.nodes.stop_api_server()
         time.sleep(120)
         site.nodes.start_api_server()
-        until(lambda: site.settled(2), 90, why=site.why)
+        # kubelets take their time to come back, and until then their pods are not ready.
+        until(lambda: site.settled(2), 300, why=site.why)
     served_all_the_while(load)
 
 
