@@ -158,11 +158,9 @@ class Site:
         ]
 
     def leader(self) -> str:
-        """The pod that leads."""
-        for one in self.nodes.get("replicas.akocore.io")["items"]:
-            if one["status"].get("leads"):
-                return str(one["status"]["identity"].rpartition("_")[0])
-        return ""
+        """The pod that leads; "": none does."""
+        lease = self.nodes.get("lease", "akocore", "-n", HOME)
+        return str((lease["spec"].get("holderIdentity") or "").rpartition("_")[0])
 
     def settled(self, engines: int) -> bool:
         """Whether so many engines are ready, and the router has just these for every VIP."""

@@ -6,7 +6,6 @@ here, as ``akocore`` does.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -28,15 +27,12 @@ def _options(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _leader(options: list[str]) -> str:
-    """The pod that leads, else any: its deployment."""
-    command = ["kubectl", *options, "get", "replicas.akocore.io", "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        for one in json.loads(done.stdout)["items"]:
-            status = one.get("status", {})
-            if status.get("leads"):
-                return str(status["identity"].rpartition("_")[0])
-    return "deploy/akocore"
+    """The pod that has the Lease, else any: its deployment."""
+    holder = ("get", "lease", "akocore", "-o", "jsonpath={.spec.holderIdentity}")
+    done = subprocess.run(
+        ["kubectl", *options, *holder], capture_output=True, text=True, check=False
+    )
+    return done.stdout.rpartition("_")[0] or "deploy/akocore"
 
 
 def main() -> None:
