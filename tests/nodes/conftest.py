@@ -26,7 +26,8 @@ def nodes(require_real: Callable[[bool, str], None]) -> Iterator[Nodes]:
     made = Nodes(int(os.environ.get("NODES", "3")))
     was_up = made.running
     try:
-        subprocess.run([_IMAGES, HOME / "images"], check=True, stdout=subprocess.DEVNULL)
+        if not os.environ.get("KEEP_IMAGES"):  # those of the last run, while tests are written
+            subprocess.run([_IMAGES, HOME / "images"], check=True, stdout=subprocess.DEVNULL)
         made.start()
         yield made
     finally:
