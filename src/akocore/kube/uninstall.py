@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
@@ -54,7 +55,7 @@ async def uninstall(api: ApiServer, namespace: str, say: Callable[[str], None]) 
     """
     home = f"namespaces/{namespace}"
     deadline = time.monotonic() + _WAIT_S
-    while pods := await _items(api, f"/api/v1/{home}/pods", {"labelSelector": CONTROLLERS}):
+    while pods := await _controllers(api, home):
         if time.monotonic() > deadline:
             names = ", ".join(pod["metadata"]["name"] for pod in pods)
             raise ApiError(0, "ControllerRuns", f"{names} in {namespace}; stop it first")
@@ -90,6 +91,17 @@ async def uninstall(api: ApiServer, namespace: str, say: Callable[[str], None]) 
             await _delete(api, f"/api/v1/{home}/configmaps/{item['metadata']['name']}")
     await _delete(api, f"/apis/coordination.k8s.io/v1/{home}/leases/{LEASE}")
     say(f"workloads, certificates and memory in {namespace} deleted")
+
+
+async def _controllers(api: ApiServer, home: str) -> list[dict[str, Any]]:
+    """Pods that run; not one whose time to leave is over: its node is gone."""
+    now = datetime.now(UTC)
+    return [
+        pod
+        for pod in await _items(api, f"/api/v1/{home}/pods", {"labelSelector": CONTROLLERS})
+        if (until := pod["metadata"].get("deletionTimestamp")) is None
+        or datetime.fromisoformat(until) > now
+    ]
 
 
 def _made(home: str) -> Iterator[str]:
