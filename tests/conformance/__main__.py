@@ -57,7 +57,12 @@ def main(arguments: list[str]) -> int:
         try:
             plane.start()
             install(plane)
-            plane.start_namespace_controller()
+            plane.start_namespace_controller(
+                "deployment-controller",
+                "replicaset-controller",
+                "endpointslice-controller",
+                "garbage-collector-controller",
+            )
             plane.kubectl("apply", "--server-side", "-f", definitions())
             crd = "crd/gatewayclasses.gateway.networking.k8s.io"
             plane.kubectl("wait", "--for=condition=Established", crd)

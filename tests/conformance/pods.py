@@ -1,8 +1,7 @@
-"""Pods of Deployments as processes, each in a network namespace of its own.
+"""Pods as processes, each in a network namespace of its own.
 
-What a kubelet, the Deployment and the EndpointSlice controllers do, as far as the conformance
-suite looks: pods that are ready, endpoints of Services with a selector, logs, Secrets and
-ConfigMaps as files.
+What a scheduler and a kubelet do, as far as the conformance suite looks: pods that are ready, their
+logs, Secrets and ConfigMaps as files.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ __all__ = ["Pods"]
 log = logging.getLogger(__name__)
 
 _NODE, _BRIDGE, _ADDRESS, _PORT = "node-1", "akocore-conf", "10.77.0.1", 10250
-_MARK = "akocore-conformance"
-_KINDS = "deployments,pods,services,endpointslices"
 Manifest = dict[str, Any]
 
 
@@ -82,11 +79,6 @@ class Pods:
         words = ("patch", kind, name, "--subresource=status", "--type=merge", "-p")
         self._plane.kubectl(*more, *words, json.dumps({"status": status}))
 
-    def _apply(self, verb: str, items: list[Manifest]) -> None:
-        if items:
-            body = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-            self._plane.kubectl(verb, "-f", "-", stdin=body)
-
     def _serve_logs(self) -> None:
         home = self._home
 
@@ -117,33 +109,23 @@ class Pods:
                 self._once()
             except (RuntimeError, OSError, subprocess.CalledProcessError) as err:
                 log.info("it is tried again: %s", err)  # something went away meanwhile
-            self._ended.wait(0.4)
+            self._ended.wait(0.3)
 
     def _once(self) -> None:
-        found = json.loads(self._plane.kubectl("get", _KINDS, "-A", "-o", "json"))["items"]
-        kinds: dict[str, list[Manifest]] = {}
-        for item in found:
-            kinds.setdefault(item["kind"], []).append(item)
-        pods = kinds.get("Pod", [])
+        pods: list[Manifest] = json.loads(self._plane.kubectl("get", "pods", "-A", "-o", "json"))[
+            "items"
+        ]
         for uid in self._running.keys() - {pod["metadata"]["uid"] for pod in pods}:
             self._kill(uid)
-        deployments = [
-            one for one in kinds.get("Deployment", []) if "deletionTimestamp" not in one["metadata"]
-        ]
-        there = {_key(pod) for pod in pods}
-        self._apply("create", [p for d in deployments for p in _pods(d) if _key(p) not in there])
-        wanted = {_key(pod) for one in deployments for pod in _pods(one)}
         for pod in pods:
             namespace, name = _key(pod)
-            if (namespace, name) not in wanted:
+            if "deletionTimestamp" in pod["metadata"]:
                 now = ("--wait=false", "--grace-period=0", "--force")
                 self._plane.kubectl("-n", namespace, "delete", "pod", name, *now)
             elif pod["metadata"]["uid"] not in self._running:
                 self._start(pod)
             elif pod.get("status", {}).get("phase") != "Running":
-                self._say_ready(pod)  # a turn later: by then it listens and is an endpoint
-        slices = {_key(one): one for one in kinds.get("EndpointSlice", [])}
-        self._apply("apply", self._slices(kinds.get("Service", []), pods, slices))
+                self._say_ready(pod)  # a turn later: by then it listens
 
     def _say_ready(self, pod: Manifest) -> None:
         namespace, name = _key(pod)
@@ -152,38 +134,21 @@ class Pods:
         status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
         self._patch("pod", name, {**status, "conditions": ready}, "-n", namespace)
 
-    def _slices(
-        self,
-        services: list[Manifest],
-        pods: list[Manifest],
-        slices: dict[tuple[str, str], Manifest],
-    ) -> list[Manifest]:
-        """Those that are not as they should be."""
-        out = []
-        for service in services:
-            namespace, name = _key(service)
-            selector = service["spec"].get("selector")
-            if not selector:
-                continue
-            addresses = sorted(
-                self._running[pod["metadata"]["uid"]][1]
-                for pod in pods
-                if pod["metadata"]["namespace"] == namespace
-                and pod["metadata"]["uid"] in self._running
-                and selector.items() <= pod["metadata"].get("labels", {}).items()
-            )
-            old = slices.get((namespace, f"{name}-pods"))
-            had = [one["addresses"][0] for one in (old or {}).get("endpoints") or ()]
-            if addresses != had:
-                out.append(_slice(service, addresses))
-        return out
-
     # ── one pod ─────────────────────────────────────────────────────────────────────────────
 
     def _start(self, pod: Manifest) -> None:
         namespace, name = _key(pod)
         spec, uid = pod["spec"], pod["metadata"]["uid"]
         mounts = self._volumes(namespace, spec, self._home / uid)
+        if not spec.get("nodeName"):
+            binding = {
+                "apiVersion": "v1",
+                "kind": "Binding",
+                "metadata": {"name": name, "namespace": namespace},
+                "target": {"apiVersion": "v1", "kind": "Node", "name": _NODE},
+            }
+            path = f"/api/v1/namespaces/{namespace}/pods/{name}/binding"
+            self._plane.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(binding))
         self._made += 1
         address = f"10.77.{1 + self._made // 250}.{1 + self._made % 250}"
         within, link = f"conf-{self._made}", f"conf-{self._made}"
@@ -237,56 +202,3 @@ class Pods:
         process.kill()
         process.wait()
         _ip("netns", "del", within, check=False)
-
-
-def _pods(deployment: Manifest) -> list[Manifest]:
-    namespace, name = _key(deployment)
-    template = deployment["spec"]["template"]
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": f"{name}-pod-{n}",  # the suite looks for two suffixes
-                "namespace": namespace,
-                "labels": template["metadata"]["labels"],
-            },
-            "spec": template["spec"] | {"nodeName": _NODE},
-        }
-        for n in range(deployment["spec"].get("replicas", 1))
-    ]
-
-
-def _slice(service: Manifest, addresses: list[str]) -> Manifest:
-    namespace, name = _key(service)
-    ports = []
-    for port in service["spec"]["ports"]:
-        target = port.get("targetPort", port["port"])
-        one = {
-            "name": port.get("name", ""),
-            "port": target if isinstance(target, int) else port["port"],
-            "protocol": port.get("protocol", "TCP"),
-        }
-        ports.append(one | ({"appProtocol": port["appProtocol"]} if "appProtocol" in port else {}))
-    meta = service["metadata"]
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "addressType": "IPv4",
-        "metadata": {
-            "name": f"{name}-pods",
-            "namespace": namespace,
-            "labels": {
-                "kubernetes.io/service-name": name,
-                "endpointslice.kubernetes.io/managed-by": _MARK,
-            },
-            "ownerReferences": [
-                {"apiVersion": "v1", "kind": "Service", "name": name, "uid": meta["uid"]}
-            ],
-        },
-        "ports": ports,
-        "endpoints": [
-            {"addresses": [one], "conditions": {"ready": True}, "nodeName": _NODE}
-            for one in addresses
-        ],
-    }
