@@ -242,3 +242,5 @@ async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
         )
 
     await cluster.until(observed)
+    # What is served all the while is never said to be gone.
+    assert "Withdrawn" not in cluster.controller.log.read_text()
