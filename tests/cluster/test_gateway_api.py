@@ -64,16 +64,27 @@ spec:
 """
 
 
-@pytest.fixture
-def defined(plane: ControlPlane) -> Iterator[ControlPlane]:
-    """The control plane with the published definitions, which go again with all of theirs."""
-    path = definitions()
-    plane.kubectl("apply", "--server-side", "-f", path)
-    names = ["gatewayclass", "gateway", "httproute"]
-    for name in names:
-        plane.kubectl("wait", "--for=condition=Established", f"crd/{_plural(name)}.{GROUP}")
-    yield plane
-    plane.kubectl("delete", "--ignore-not-found", "-f", path)
+@pytest.fixture(scope="module")
+def undefined(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """A control plane whose definitions of the Gateway API go when this module is over."""
+    yield installed
+    for one in definitions().split(","):
+        installed.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", one)
+
+
+@pytest.fixture(scope="module")
+def defined(undefined: ControlPlane) -> ControlPlane:
+    """The control plane with the published definitions."""
+    undefined.kubectl("apply", "--server-side", "--force-conflicts", "-f", definitions())
+    for name in ("gatewayclass", "gateway", "httproute"):
+        undefined.kubectl("wait", "--for=condition=Established", f"crd/{_plural(name)}.{GROUP}")
+    return undefined
+
+
+def forget(plane: ControlPlane) -> None:
+    """Take away what a test made of the kinds that it needs."""
+    kinds = ",".join(f"{_plural(one)}.{GROUP}" for one in ("gatewayclass", "gateway", "httproute"))
+    plane.kubectl("delete", "--all", "--wait=false", kinds)
 
 
 GROUP = "gateway.networking.k8s.io"
@@ -127,9 +138,26 @@ def _said(conditions: Any) -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture
-def cluster(defined: ControlPlane, controller: Controller) -> Cluster:
-    assert defined is controller.plane
-    return Cluster(controller)
+def cluster(defined: ControlPlane, controller: Controller) -> Iterator[Cluster]:
+    yield Cluster(controller)
+    forget(defined)
+
+
+async def test_definitions_that_come_later_are_picked_up(
+    undefined: ControlPlane, controller: Controller
+) -> None:
+    await controller.start()
+    await controller.until_ready()
+    path = definitions("standard")
+    undefined.kubectl("apply", "--server-side", "-f", path)
+    try:
+        undefined.kubectl("wait", "--for=condition=Established", f"crd/gateways.{GROUP}")
+        cluster = Cluster(controller)
+        cluster.apply(cluster.objects)
+        await cluster.until(lambda: bool(cluster.address()), 30)
+        assert await cluster.answers("/app") == 200
+    finally:
+        forget(undefined)
 
 
 async def test_a_gateway_and_its_route_are_served_and_say_so(cluster: Cluster) -> None:
@@ -214,20 +242,5 @@ async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
         )
 
     await cluster.until(observed)
-
-
-async def test_definitions_that_come_later_are_picked_up(
-    plane: ControlPlane, controller: Controller
-) -> None:
-    await controller.start()
-    await controller.until_ready()
-    path = definitions("standard")
-    plane.kubectl("apply", "--server-side", "-f", path)
-    try:
-        plane.kubectl("wait", "--for=condition=Established", f"crd/gateways.{GROUP}")
-        cluster = Cluster(controller)
-        cluster.apply(cluster.objects)
-        await cluster.until(lambda: bool(cluster.address()), 30)
-        assert await cluster.answers("/app") == 200
-    finally:
-        plane.kubectl("delete", "--ignore-not-found", "-f", path)
+    # What is served all the while is never said to be gone.
+    assert "Withdrawn" not in cluster.controller.log.read_text()
