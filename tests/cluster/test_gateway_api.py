@@ -244,3 +244,28 @@ async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
     await cluster.until(observed)
     # What is served all the while is never said to be gone.
     assert "Withdrawn" not in cluster.controller.log.read_text()
+
+
+async def test_a_controller_that_is_killed_and_started_again_writes_nothing_that_is_there(
+    cluster: Cluster,
+) -> None:
+    cluster.apply(cluster.objects)
+    await cluster.controller.start()
+    await cluster.until(lambda: bool(cluster.address()))
+    await cluster.controller.until_settled()
+
+    def versions() -> list[str]:
+        kinds = ("gatewayclass", "gateway", "httproute")
+        words = ("get", ",".join(f"{_plural(one)}.{GROUP}" for one in kinds), "-o", "json")
+        found = json.loads(cluster.controller.plane.kubectl(*words))["items"]
+        return [one["metadata"]["resourceVersion"] for one in found]
+
+    before = versions()
+    assert len(before) == 3
+    await cluster.controller.kill()
+    assert await cluster.answers("/app") == 200
+    await cluster.controller.start()
+    await cluster.controller.until_ready()
+    await cluster.controller.until_settled()
+    assert versions() == before
+    assert await cluster.answers("/app") == 200
