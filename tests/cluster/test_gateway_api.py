@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cluster.control_plane import ControlPlane
 from cluster.controller import Controller
 from cluster.gateway_api import definitions
 from e2e.running import Client
+from e2e.test_tls import pair
 
 pytestmark = pytest.mark.real
 
@@ -91,6 +93,8 @@ GROUP = "gateway.networking.k8s.io"
 
 
 def _plural(name: str) -> str:
+    if name.endswith("cy"):
+        return f"{name[:-1]}ies"
     return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
@@ -244,3 +248,96 @@ async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
     await cluster.until(observed)
     # What is served all the while is never said to be gone.
     assert "Withdrawn" not in cluster.controller.log.read_text()
+
+
+async def test_a_controller_that_is_killed_and_started_again_writes_nothing_that_is_there(
+    cluster: Cluster,
+) -> None:
+    cluster.apply(cluster.objects)
+    await cluster.controller.start()
+    await cluster.until(lambda: bool(cluster.address()))
+    await cluster.controller.until_settled()
+
+    def versions() -> list[str]:
+        kinds = ("gatewayclass", "gateway", "httproute")
+        words = ("get", ",".join(f"{_plural(one)}.{GROUP}" for one in kinds), "-o", "json")
+        found = json.loads(cluster.controller.plane.kubectl(*words))["items"]
+        return [one["metadata"]["resourceVersion"] for one in found]
+
+    before = versions()
+    assert len(before) == 3
+    await cluster.controller.kill()
+    assert await cluster.answers("/app") == 200
+    await cluster.controller.start()
+    await cluster.controller.until_ready()
+    await cluster.controller.until_settled()
+    assert versions() == before
+    assert await cluster.answers("/app") == 200
+
+
+SECURE = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: secure, namespace: default}
+spec:
+  gatewayClassName: avi-lb
+  listeners:
+  - name: https
+    port: 443
+    protocol: HTTPS
+    tls: {certificateRefs: [{name: web}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: secure, namespace: default}
+spec:
+  parentRefs: [{name: secure}]
+  rules:
+  - backendRefs: [{name: hello, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: hello, namespace: default}
+spec:
+  targetRefs: [{group: "", kind: Service, name: hello}]
+  validation:
+    hostname: hello.example.test
+    caCertificateRefs: [{group: "", kind: ConfigMap, name: authorities}]
+"""
+
+
+async def test_secrets_and_config_maps_that_are_named_are_followed_one_by_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    chain, key, _ = pair("hello.example.test")
+    files = {"tls.crt": chain, "tls.key": key}
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text)
+    kubectl = cluster.controller.plane.kubectl
+    cluster.apply(cluster.objects + "---" + SECURE)
+    await cluster.controller.start()
+
+    def listener() -> dict[str, tuple[str, str]]:
+        found = cluster.status("gateway", "secure").get("listeners", ())
+        return _said(found[0]["conditions"]) if found else {}
+
+    def policy() -> dict[str, tuple[str, str]]:
+        found = cluster.status("backendtlspolicy", "hello").get("ancestors", ())
+        return _said(found[0]["conditions"]) if found else {}
+
+    try:
+        wanted = ("False", "InvalidCertificateRef")
+        await cluster.until(lambda: listener().get("ResolvedRefs") == wanted)
+        await cluster.until(lambda: policy().get("Accepted") == ("False", "NoValidCACertificate"))
+        pem = [
+            f"--{part}={tmp_path / f'tls.{end}'}" for part, end in (("cert", "crt"), ("key", "key"))
+        ]
+        kubectl("create", "secret", "tls", "web", *pem)
+        kubectl("create", "configmap", "authorities", f"--from-file=ca.crt={tmp_path / 'tls.crt'}")
+        await cluster.until(lambda: listener().get("Programmed") == ("True", "Programmed"))
+        await cluster.until(lambda: policy().get("Accepted") == ("True", "Accepted"))
+        kubectl("delete", "secret", "web")
+        await cluster.until(lambda: listener().get("ResolvedRefs") == wanted)
+    finally:
+        kubectl("delete", "--ignore-not-found", "configmap", "authorities")
+        kubectl("delete", "--ignore-not-found", f"backendtlspolicies.{GROUP}", "hello")
