@@ -440,6 +440,8 @@ class GatewayApi:
         self._let_sets_go(key, gone)
         state.sets = sets
         for one in sets:
+            if self._joined.get(one) != key:
+                self._refer_to(f"ListenerSet/{one}")
             self._joined[one] = key
 
     def _let_sets_go(self, key: str, sets: Iterable[str]) -> None:
