@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
+.PHONY: help conformance docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ bench: venv ## kernels, translate, encode and the whole pipeline beside their li
 
 bench-cluster: venv cluster ## boot, one change, churn, informers over a real API server (10 minutes, root)
 	$(BIN)/python -m pytest benchmarks/cluster $(PYTEST_ARGS)
+
+conformance: venv cluster ## the Gateway API's own suite; CONFORMANCE_ARGS='-run-test=NAME' (10 minutes, root)
+	PYTHONPATH=tests unshare --net --mount sh -c 'mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; \
+	  ip link set lo up; exec $(BIN)/python -m conformance $(CONFORMANCE_ARGS)'
 
 cluster-up: venv cluster ## a real API server with akocore installed, until Ctrl-C (root)
 	PYTHONPATH=tests $(BIN)/python -m cluster

@@ -440,6 +440,8 @@ class GatewayApi:
         self._let_sets_go(key, gone)
         state.sets = sets
         for one in sets:
+            if self._joined.get(one) != key:
+                self._refer_to(f"ListenerSet/{one}")
             self._joined[one] = key
 
     def _let_sets_go(self, key: str, sets: Iterable[str]) -> None:
@@ -759,10 +761,8 @@ class GatewayApi:
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
     def attached(self, state: GatewayState, listener: ListenerId) -> int:
-        """How many routes are attached to a listener; of L4 there can be just one."""
-        count = len(state.routes.get(listener, ()))
-        view = state.listeners.get(listener)
-        return min(count, 1) if view is not None and view.protocol in ("TCP", "UDP") else count
+        """How many routes are attached to a listener; of L4 the oldest alone is served."""
+        return len(state.routes.get(listener, ()))
 
     def joined(self, listener_set: str) -> str | None:
         """The Gateway of ours that a ListenerSet has joined."""

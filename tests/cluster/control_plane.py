@@ -134,12 +134,13 @@ class ControlPlane:
                 raise TimeoutError("kube-apiserver isn't ready after 60 s")
             time.sleep(0.05)
 
-    def start_namespace_controller(self) -> None:
-        """kube-controller-manager, of it what empties a namespace that is terminated."""
+    def start_namespace_controller(self, *more: str) -> None:
+        """kube-controller-manager, of it what empties a namespace that is terminated, and more."""
         self._start(
             "kube-controller-manager",
             *("--kubeconfig", str(self.kubeconfig)),
-            *("--controllers=namespace-controller", "--leader-elect=false", "--secure-port=0"),
+            f"--controllers={','.join(('namespace-controller', *more))}",
+            *("--leader-elect=false", "--secure-port=0"),
         )
 
     def _ready(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cluster.control_plane import ControlPlane
 from cluster.controller import Controller
 from cluster.gateway_api import definitions
 from e2e.running import Client
+from e2e.test_tls import pair
 
 pytestmark = pytest.mark.real
 
@@ -64,22 +66,35 @@ spec:
 """
 
 
-@pytest.fixture
-def defined(plane: ControlPlane) -> Iterator[ControlPlane]:
-    """The control plane with the published definitions, which go again with all of theirs."""
-    path = definitions()
-    plane.kubectl("apply", "--server-side", "-f", path)
-    names = ["gatewayclass", "gateway", "httproute"]
-    for name in names:
-        plane.kubectl("wait", "--for=condition=Established", f"crd/{_plural(name)}.{GROUP}")
-    yield plane
-    plane.kubectl("delete", "--ignore-not-found", "-f", path)
+@pytest.fixture(scope="module")
+def undefined(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """A control plane whose definitions of the Gateway API go when this module is over."""
+    yield installed
+    for one in definitions().split(","):
+        installed.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", one)
+
+
+@pytest.fixture(scope="module")
+def defined(undefined: ControlPlane) -> ControlPlane:
+    """The control plane with the published definitions."""
+    undefined.kubectl("apply", "--server-side", "--force-conflicts", "-f", definitions())
+    for name in ("gatewayclass", "gateway", "httproute"):
+        undefined.kubectl("wait", "--for=condition=Established", f"crd/{_plural(name)}.{GROUP}")
+    return undefined
+
+
+def forget(plane: ControlPlane) -> None:
+    """Take away what a test made of the kinds that it needs."""
+    kinds = ",".join(f"{_plural(one)}.{GROUP}" for one in ("gatewayclass", "gateway", "httproute"))
+    plane.kubectl("delete", "--all", "--wait=false", kinds)
 
 
 GROUP = "gateway.networking.k8s.io"
 
 
 def _plural(name: str) -> str:
+    if name.endswith("cy"):
+        return f"{name[:-1]}ies"
     return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
@@ -127,9 +142,26 @@ def _said(conditions: Any) -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture
-def cluster(defined: ControlPlane, controller: Controller) -> Cluster:
-    assert defined is controller.plane
-    return Cluster(controller)
+def cluster(defined: ControlPlane, controller: Controller) -> Iterator[Cluster]:
+    yield Cluster(controller)
+    forget(defined)
+
+
+async def test_definitions_that_come_later_are_picked_up(
+    undefined: ControlPlane, controller: Controller
+) -> None:
+    await controller.start()
+    await controller.until_ready()
+    path = definitions("standard")
+    undefined.kubectl("apply", "--server-side", "-f", path)
+    try:
+        undefined.kubectl("wait", "--for=condition=Established", f"crd/gateways.{GROUP}")
+        cluster = Cluster(controller)
+        cluster.apply(cluster.objects)
+        await cluster.until(lambda: bool(cluster.address()), 30)
+        assert await cluster.answers("/app") == 200
+    finally:
+        forget(undefined)
 
 
 async def test_a_gateway_and_its_route_are_served_and_say_so(cluster: Cluster) -> None:
@@ -214,20 +246,98 @@ async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
         )
 
     await cluster.until(observed)
+    # What is served all the while is never said to be gone.
+    assert "Withdrawn" not in cluster.controller.log.read_text()
 
 
-async def test_definitions_that_come_later_are_picked_up(
-    plane: ControlPlane, controller: Controller
+async def test_a_controller_that_is_killed_and_started_again_writes_nothing_that_is_there(
+    cluster: Cluster,
 ) -> None:
-    await controller.start()
-    await controller.until_ready()
-    path = definitions("standard")
-    plane.kubectl("apply", "--server-side", "-f", path)
+    cluster.apply(cluster.objects)
+    await cluster.controller.start()
+    await cluster.until(lambda: bool(cluster.address()))
+    await cluster.controller.until_settled()
+
+    def versions() -> list[str]:
+        kinds = ("gatewayclass", "gateway", "httproute")
+        words = ("get", ",".join(f"{_plural(one)}.{GROUP}" for one in kinds), "-o", "json")
+        found = json.loads(cluster.controller.plane.kubectl(*words))["items"]
+        return [one["metadata"]["resourceVersion"] for one in found]
+
+    before = versions()
+    assert len(before) == 3
+    await cluster.controller.kill()
+    assert await cluster.answers("/app") == 200
+    await cluster.controller.start()
+    await cluster.controller.until_ready()
+    await cluster.controller.until_settled()
+    assert versions() == before
+    assert await cluster.answers("/app") == 200
+
+
+SECURE = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: secure, namespace: default}
+spec:
+  gatewayClassName: avi-lb
+  listeners:
+  - name: https
+    port: 443
+    protocol: HTTPS
+    tls: {certificateRefs: [{name: web}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: secure, namespace: default}
+spec:
+  parentRefs: [{name: secure}]
+  rules:
+  - backendRefs: [{name: hello, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: hello, namespace: default}
+spec:
+  targetRefs: [{group: "", kind: Service, name: hello}]
+  validation:
+    hostname: hello.example.test
+    caCertificateRefs: [{group: "", kind: ConfigMap, name: authorities}]
+"""
+
+
+async def test_secrets_and_config_maps_that_are_named_are_followed_one_by_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    chain, key, _ = pair("hello.example.test")
+    files = {"tls.crt": chain, "tls.key": key}
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text)
+    kubectl = cluster.controller.plane.kubectl
+    cluster.apply(cluster.objects + "---" + SECURE)
+    await cluster.controller.start()
+
+    def listener() -> dict[str, tuple[str, str]]:
+        found = cluster.status("gateway", "secure").get("listeners", ())
+        return _said(found[0]["conditions"]) if found else {}
+
+    def policy() -> dict[str, tuple[str, str]]:
+        found = cluster.status("backendtlspolicy", "hello").get("ancestors", ())
+        return _said(found[0]["conditions"]) if found else {}
+
     try:
-        plane.kubectl("wait", "--for=condition=Established", f"crd/gateways.{GROUP}")
-        cluster = Cluster(controller)
-        cluster.apply(cluster.objects)
-        await cluster.until(lambda: bool(cluster.address()), 30)
-        assert await cluster.answers("/app") == 200
+        wanted = ("False", "InvalidCertificateRef")
+        await cluster.until(lambda: listener().get("ResolvedRefs") == wanted)
+        await cluster.until(lambda: policy().get("Accepted") == ("False", "NoValidCACertificate"))
+        pem = [
+            f"--{part}={tmp_path / f'tls.{end}'}" for part, end in (("cert", "crt"), ("key", "key"))
+        ]
+        kubectl("create", "secret", "tls", "web", *pem)
+        kubectl("create", "configmap", "authorities", f"--from-file=ca.crt={tmp_path / 'tls.crt'}")
+        await cluster.until(lambda: listener().get("Programmed") == ("True", "Programmed"))
+        await cluster.until(lambda: policy().get("Accepted") == ("True", "Accepted"))
+        kubectl("delete", "secret", "web")
+        await cluster.until(lambda: listener().get("ResolvedRefs") == wanted)
     finally:
-        plane.kubectl("delete", "--ignore-not-found", "-f", path)
+        kubectl("delete", "--ignore-not-found", "configmap", "authorities")
+        kubectl("delete", "--ignore-not-found", f"backendtlspolicies.{GROUP}", "hello")

@@ -20,8 +20,11 @@ from akocore.kube.objects import KINDS, Change, decode
 from akocore.place.state import State
 from akocore.reconcile import Reconciler
 from akocore.status_gateway import refusals
+from e2e.test_tls import pair
 
 Manifest = dict[str, Any]
+CHAIN, KEY, _ = pair("a.test")
+NOW = datetime.now(UTC)  # when the certificate is good
 HOSTS = st.sampled_from(["", "a.test", "b.test", "*.test", "*.a.test"])
 NAMESPACES = st.sampled_from(["d", "e"])
 CONFIG = msgspec.convert(
@@ -40,7 +43,7 @@ CONFIG = msgspec.convert(
 def _manifest(kind: str, name: str, spec: Manifest, namespace: str = "d", **meta: Any) -> Manifest:
     """Each name has an age of its own, so who came first is no matter of chance."""
     version = f"{GATEWAY_API}/v1"
-    if kind in ("Service", "Namespace"):
+    if kind in ("Service", "Namespace", "Secret", "ConfigMap"):
         version = "v1"
     if kind == "ReferenceGrant":
         version += "beta1"
@@ -63,16 +66,20 @@ def _manifest(kind: str, name: str, spec: Manifest, namespace: str = "d", **meta
 def listeners(draw: st.DrawFn) -> list[Manifest]:
     out = []
     for i in range(draw(st.integers(0, 3))):
-        protocol = draw(st.sampled_from(["HTTP", "HTTP", "HTTP", "TLS", "TCP", "UDP", "SCTP"]))
+        protocol = draw(
+            st.sampled_from(["HTTP", "HTTP", "HTTPS", "HTTPS", "TLS", "TCP", "UDP", "SCTP"])
+        )
         one: Manifest = {
             "name": f"l{i}",
             "protocol": protocol,
             "port": draw(st.sampled_from([80, 81])),
         }
-        if protocol in ("HTTP", "TLS"):
+        if protocol in ("HTTP", "HTTPS", "TLS"):
             one["hostname"] = draw(HOSTS)
         if protocol == "TLS":
             one["tls"] = {"mode": "Passthrough"}
+        if protocol == "HTTPS":
+            one["tls"] = {"certificateRefs": [{"name": draw(st.sampled_from(["c", "c", "none"]))}]}
         from_ = draw(st.sampled_from(["Same", "All", "Selector"]))
         one["allowedRoutes"] = {"namespaces": {"from": from_}}
         if from_ == "Selector":
@@ -124,7 +131,11 @@ def routes(draw: st.DrawFn) -> Manifest:
 
 @st.composite
 def others(draw: st.DrawFn) -> Manifest:
-    match draw(st.sampled_from(["class", "namespace", "service", "grant"])):
+    match draw(
+        st.sampled_from(
+            ["class", "namespace", "service", "grant", "secret", "ca", "policy", "policy"]
+        )
+    ):
         case "class":
             name = draw(st.sampled_from(["ours", "theirs"]))
             controller = "ako.vmware.com/avi-lb" if name == "ours" else "example.com/lb"
@@ -136,6 +147,21 @@ def others(draw: st.DrawFn) -> Manifest:
         case "namespace":
             labels = {"team": draw(st.sampled_from(["red", "blue"]))}
             return _manifest("Namespace", draw(NAMESPACES), {}, labels=labels)
+        case "secret":
+            made = _manifest("Secret", "c", {}, draw(NAMESPACES))
+            chain = draw(st.sampled_from([CHAIN.decode(), "nonsense"]))
+            return {**made, "stringData": {"tls.crt": chain, "tls.key": KEY.decode()}}
+        case "ca":
+            made = _manifest("ConfigMap", "ca", {})
+            return {**made, "data": {"ca.crt": draw(st.sampled_from([CHAIN.decode(), ""]))}}
+        case "policy":
+            target = {"group": "", "kind": "Service", "name": draw(st.sampled_from(["x", "y"]))}
+            if draw(st.booleans()):
+                target["sectionName"] = draw(st.sampled_from(["p", "q"]))
+            ca = {"group": "", "kind": "ConfigMap", "name": "ca"}
+            validation = {"hostname": "inner.test", "caCertificateRefs": [ca]}
+            spec = {"targetRefs": [target], "validation": validation}
+            return _manifest("BackendTLSPolicy", draw(st.sampled_from(["p", "o"])), spec)
         case "service":
             protocol = draw(st.sampled_from(["TCP", "UDP"]))
             port = {"name": "p", "port": 80, "protocol": protocol}
@@ -237,8 +263,7 @@ def _published(at: Reconciler) -> dict[str, list[str]]:
 
 def _boot(scratch: Path) -> Reconciler:
     ads = AdsServer(scratch / "xds.sock", lambda _group: None)
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    return Reconciler(CONFIG, State(scratch), ads, now=lambda: now)
+    return Reconciler(CONFIG, State(scratch), ads, now=lambda: NOW)
 
 
 @settings(deadline=None, max_examples=60)

@@ -101,20 +101,21 @@ def _conditions(
     generation: int,
     keep: bool = False,
 ) -> list[dict[str, Any]]:
-    """``keep``: what was true of this generation stays so while engines are away for a moment."""
+    """``keep``: what was true stays so, of its generation, while engines are yet to follow."""
     old = {one.type: one for one in before}
     out = []
     for one in said:
         was = old.get(one.type)
         true, reason, message = one.true, one.reason, one.message
-        same = was is not None and was.observed_generation == generation
-        if keep and one.pending and same and was is not None and was.status == "True":
-            true, reason, message = True, was.reason, ""
+        observed = generation
+        if keep and one.pending and was is not None and was.status == "True":
+            true, reason, message = True, was.reason, was.message
+            observed = was.observed_generation
         value = "True" if true else "False"
         since = was.last_transition_time if was is not None and was.status == value else ""
         if not since or since.startswith("1970-"):  # what the definitions begin with
             since = at.now().strftime("%Y-%m-%dT%H:%M:%SZ")
-        out.append(_condition(one.type, value, reason, message, generation, since))
+        out.append(_condition(one.type, value, reason, message, observed, since))
     return out
 
 

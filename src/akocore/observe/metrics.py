@@ -27,6 +27,7 @@ from prometheus_client.utils import floatToGoString
 
 from akocore import __version__
 from akocore.kube.cluster import Cluster
+from akocore.kube.gateway_objects import GATEWAY_KINDS
 from akocore.observe.watch import Publication, Seen, Watch
 from akocore.place.virtual_services import DEDICATED_SHARD
 
@@ -44,6 +45,7 @@ _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 _STORED = (
     *("Ingress", "IngressClass", "Service", "EndpointSlice", "Secret", "Namespace"),
     *("AviInfraSetting", "Network", "ServiceEngineGroup", "GatewayClass", "Gateway"),
+    *(kind.stored() for kind in GATEWAY_KINDS),
 )
 _STATES = ("wanted", "running", "connected", "ready")
 
@@ -275,9 +277,12 @@ class _Reader(Collector):
     def _places(self) -> Iterator[Metric]:
         placement = self._serve.reconciler.placement
         shared: dict[str, float] = {}
-        dedicated = hosts = l4 = listeners = 0
+        dedicated = hosts = l4 = listeners = gateways = gateway_hosts = 0
         for service in placement.services.values():
-            if service.listeners is not None:
+            if service.gateway is not None:
+                gateways += 1
+                gateway_hosts += len(service.gateway.hosts)
+            elif service.listeners is not None:
                 l4 += 1
                 listeners += len(service.listeners)
             elif service.shard == DEDICATED_SHARD:
@@ -293,8 +298,12 @@ class _Reader(Collector):
         )
         yield _gauge("dedicated_virtual_services", "Virtual services of one host.", dedicated)
         yield _gauge("dedicated_virtual_service_hosts", "Hosts of these, together.", hosts)
-        yield _gauge("l4_virtual_services", "Virtual services of Gateways and Services.", l4)
+        yield _gauge("l4_virtual_services", "Virtual services of L4.", l4)
         yield _gauge("l4_listeners", "Listeners of these, together.", listeners)
+        yield _gauge(
+            "gateway_virtual_services", "Virtual services of Gateways of the Gateway API.", gateways
+        )
+        yield _gauge("gateway_hosts", "Hosts of these, by listener, together.", gateway_hosts)
         yield _gauge(
             "virtual_services_waiting",
             "Virtual services that have no address.",

@@ -108,24 +108,30 @@ def _scope(
     vs: str, port: int, chain: str, host: str
 ) -> tuple[scoped_route_pb2.ScopedRouteConfiguration, route_components_pb2.VirtualHost]:
     name = http_scope_name(vs, port, chain, host)
-    out = scoped_route_pb2.ScopedRouteConfiguration(name=name)
+    out = scoped_route_pb2.ScopedRouteConfiguration()
+    out.CopyFrom(_any_scope(bool(host) and not host.startswith("*")))
+    out.name = name
     out.key.fragments.add().string_key = host or "*"
     config = out.route_configuration
     config.name = name
-    config.validate_clusters.value = False
-    config.typed_per_filter_config[AUTH].CopyFrom(_no_auth())
-    if host and not host.startswith("*"):
-        for off in (FALLBACK, SESSION):
-            config.typed_per_filter_config[off].CopyFrom(FALLBACK_OFF)
     virtual_host = config.virtual_hosts.add(name=host or "*")
     virtual_host.domains.append("*")
     return out, virtual_host
 
 
 @cache
-def _no_auth() -> any_pb2.Any:
-    """Not "disabled" as such: who is found by the fallback has all filters by then."""
-    return packed(ext_authz_pb2.ExtAuthzPerRoute(disabled=True))
+def _any_scope(exact: bool) -> scoped_route_pb2.ScopedRouteConfiguration:
+    """What all scopes of hosts to the letter, or of all others, have in common."""
+    out = scoped_route_pb2.ScopedRouteConfiguration()
+    config = out.route_configuration
+    config.validate_clusters.value = False
+    # Not "disabled" as such: who is found by the fallback has all filters by then.
+    off = packed(ext_authz_pb2.ExtAuthzPerRoute(disabled=True))
+    config.typed_per_filter_config[AUTH].CopyFrom(off)
+    if exact:
+        for name in (FALLBACK, SESSION):
+            config.typed_per_filter_config[name].CopyFrom(FALLBACK_OFF)
+    return out
 
 
 def http_scope(

@@ -65,6 +65,7 @@ _STATUS: Final = {
     308: route_pb2.RedirectAction.PERMANENT_REDIRECT,
 }
 _PORTS: Final = {"http": 80, "https": 443}
+_NO_EDIT: Final = HeaderEdit()
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]*")
 _Headers = Iterable[tuple[str, str]]
 if TYPE_CHECKING:
@@ -205,6 +206,8 @@ def _headers(
 
 def _edit(add: _Options, remove: _Names, edit: HeaderEdit) -> None:
     """All of an edit but the host, which is no header to Envoy."""
+    if edit == _NO_EDIT:
+        return
     _put(add, [h for h in edit.set if h[0].lower() != "host"], literal=True)
     _add(add, [h for h in edit.add if h[0].lower() != "host"], literal=True)
     remove.extend(name for name in edit.remove if name.lower() != "host")
@@ -222,7 +225,7 @@ def _edited(shares: Iterable[Backend]) -> bool:
 
     Envoy would make those of the rule last.
     """
-    return any(one.request != HeaderEdit() or one.response != HeaderEdit() for one in shares)
+    return any(one.request != _NO_EDIT or one.response != _NO_EDIT for one in shares)
 
 
 def _after(first: HeaderEdit, then: HeaderEdit) -> tuple[HeaderEdit, HeaderEdit]:
