@@ -29,7 +29,7 @@ from akocore.lab.topology import Engine, LabError, Topology
 
 __all__ = ["Fleet"]
 
-_PROBE_S = 0.5  # an Envoy that is silent for so long has its routes withdrawn
+_PROBE_S = 1.0  # an Envoy that is silent for so long has its routes withdrawn
 _LOAD_OVER_S = 1.0
 _AGAIN_S = 0.5  # after a router could not be told
 

@@ -60,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     snat: str = ""  # an address of its own that it asks backends from
     drained_s: float = 2.0
     flows_s: float = 20.0
-    probe_s: float = 0.5
+    probe_s: float = 1.0
     concurrency: int = 1
     max_connections: int = 50_000
 
