@@ -223,8 +223,9 @@ class RouteHealth:
     def _check_address(self, name: str) -> None:
         """Say what is wrong with where a Service Engine elsewhere speaks BGP from."""
         ids = {one: self._engines.router_id(one) for one in self._engines.running}
-        if (refusal := check_router_ids(ids).get(name)) is not None:
-            self._events.say(refusal.object, "Warning", refusal.reason, refusal.remedy)
+        for one, refusal in check_router_ids(ids).items():
+            if ids[one] == ids.get(name):
+                self._events.say(refusal.object, "Warning", refusal.reason, refusal.remedy)
         address = self._engines.address(name)
         for network, spec in self._at.infrastructure.networks.items():
             if spec.se_ranges and is_outside(spec, address):

@@ -259,6 +259,9 @@ class Fleet(Engines):
             try:
                 await self._hand_over(name, config)
                 await session.apply(config)
+                if not self.topology.plan.handover:
+                    routes = self._routes.values()
+                    self.topology.know(sorted({v.address for one in routes for v in one.vips}))
             except (AddressError, HandoverError, SessionError) as err:
                 _log.warning("event=se_not_told se=%s why=%r", name, str(err))
                 await asyncio.sleep(_AGAIN_S)
