@@ -195,6 +195,7 @@ class Session:
         async with self._turn:
             await self.router.stop()
             await self.segment.answer(())
+            await self.segment.told()
             await self.loopback.keep_only(())
             self.config = None
 
