@@ -326,7 +326,7 @@ class Agent:
                     await session.apply(wanted)
                 else:
                     await session.start(wanted)
-            except (AddressError, FrrError, SessionError, ValueError) as err:
+            except (AddressError, FrrError, OSError, SessionError, ValueError) as err:
                 if self.problems.get("router") != str(err):
                     log.warning("event=router_not_told why=%r", str(err))
                 self.problems["router"] = str(err)
@@ -404,7 +404,7 @@ class Agent:
         ]
         try:
             self.observed = await session.observe()
-        except (AddressError, SessionError) as err:
+        except (AddressError, OSError, SessionError) as err:
             self.observed = None
             down = down or [str(err)]
         if down:
