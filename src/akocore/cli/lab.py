@@ -456,6 +456,7 @@ def down(state: StateOption = None, prefix: PrefixOption = "ako-") -> None:
         elif (holder := find_holder(directory)) is not None:
             let_go(holder)
             shutil.rmtree(directory)
+        directory.with_name(f"{directory.name}.log").unlink(missing_ok=True)  # of a controller
 
     _guarded(go)
     typer.echo("nothing of the lab is left")
