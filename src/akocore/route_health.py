@@ -39,6 +39,7 @@ __all__ = ["RouteHealth", "RoutedEngines"]
 _LOOK_S, _HURRIED_S = 1.0, 0.05
 _TAKEN_IN_S = 0.2
 _REST, _REST_MAX_S = 4.0, 0.25  # after looking at all routes, in times of what that took
+_NEW_S = 10.0
 _SETTLE_S = 2.5  # agents look for a controller as often
 _HIDDEN = "<hidden>"
 _NO_AS = 64_512  # of a router that no Network has peers for
@@ -116,6 +117,7 @@ class RouteHealth:
         self._answered: set[tuple[str, str]] = set()  # of `_announced`: by ARP and ND instead
         self._balance = Balance()
         self._had: dict[str, set[str]] = {}  # Service Engine → addresses of its last order
+        self._began = 0.0  # when we did, in the loop's time
         self._settled_at = 0.0  # till then those that come back keep what they announce
         engines.config_of = self.config
         at.scale.usable = self._usable
@@ -208,20 +210,23 @@ class RouteHealth:
     ) -> None:
         """A Service Engine comes to us that announces these already: nobody withdraws them.
 
-        Others that do so too may yet come: for a while nobody else is asked to.
+        While we are new, others that do so too may yet come: nobody else is asked to for a while.
         """
         self._check_address(name)
+        now = asyncio.get_running_loop().time()
         for address in announced:
             self._announced[name, address] = life
-            self._settled_at = asyncio.get_running_loop().time() + _SETTLE_S
+            if now < self._began + _NEW_S:
+                self._settled_at = now + _SETTLE_S
         self._standby.update((name, address) for address in standby)
         self._answered.update((name, address) for address in answered)
 
     def _check_address(self, name: str) -> None:
         """Say what is wrong with where a Service Engine elsewhere speaks BGP from."""
         ids = {one: self._engines.router_id(one) for one in self._engines.running}
-        if (refusal := check_router_ids(ids).get(name)) is not None:
-            self._events.say(refusal.object, "Warning", refusal.reason, refusal.remedy)
+        for one, refusal in check_router_ids(ids).items():
+            if ids[one] == ids.get(name):
+                self._events.say(refusal.object, "Warning", refusal.reason, refusal.remedy)
         address = self._engines.address(name)
         for network, spec in self._at.infrastructure.networks.items():
             if spec.se_ranges and is_outside(spec, address):
@@ -243,6 +248,7 @@ class RouteHealth:
 
     async def run(self) -> None:
         """Follow, until cancelled."""
+        self._began = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._look())

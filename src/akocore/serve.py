@@ -984,4 +984,6 @@ class Serve:
         ((kind, key),) = orjson.loads(request).items()
         if kind == "ingress":
             return orjson.dumps(status.explain(self.reconciler, key))
+        if (found := status_gateway.explain(self.reconciler, kind, key)) is not None:
+            return orjson.dumps(found)
         return orjson.dumps(status_l4.explain(self.reconciler, kind, key))

@@ -16,16 +16,18 @@ from akocore.kube.gateway_objects import (
     GATEWAY,
     GATEWAY_API,
     GATEWAY_CLASS,
+    ROUTE_KINDS,
     GatewayApiClass,
     GatewayApiGateway,
     ListenerSet,
     ParentReference,
 )
 from akocore.model import Refusal
+from akocore.model_http import Backend, HttpRule
 from akocore.place.gateways import PlacedPort
 from akocore.place.virtual_services import VirtualService
 from akocore.reconcile import Reconciler
-from akocore.status import condition
+from akocore.status import condition, virtual_service
 from akocore.translate.classes import CONTROLLER
 from akocore.translate.gateway_api.attachment import Attached, parent_of
 from akocore.translate.gateway_api.classes import BUNDLE_VERSION, FEATURES, SERVED_RELEASES
@@ -36,6 +38,7 @@ __all__ = [
     "GatewaySays",
     "ListenerSays",
     "Says",
+    "explain",
     "gateway",
     "gateway_class",
     "gateways",
@@ -647,3 +650,98 @@ def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
         known = key in at.gateway_api.policies
         return [one.refusal for one in _policy_findings(at, key)] if known else None
     return _route_refusals(at, (kind, key))
+
+
+# ── why ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def explain(at: Reconciler, kind: str, key: str) -> dict[str, Any] | None:
+    """Why a Gateway or a route is where it is; None: there is none of ours."""
+    if kind == "gateway":
+        return _explain_gateway(at, key)
+    id_ = next((id_ for id_ in at.gateway_api.routes if id_ == (_ROUTES.get(kind), key)), None)
+    return None if id_ is None else _explain_route(at, id_)
+
+
+_ROUTES = {kind.KIND.lower(): kind.KIND for kind in ROUTE_KINDS}
+
+
+def _explain_gateway(at: Reconciler, key: str) -> dict[str, Any] | None:
+    said = gateway(at, key)
+    if said is None:
+        return None
+    state = at.gateway_api.gateways[key]
+    out: dict[str, Any] = {
+        "object": f"Gateway/{key}",
+        "by": f"GatewayClass {state.gateway.spec.gateway_class_name}",
+        "refused": [condition(r) for r in refusals(at, GATEWAY, key) or ()],
+        "ports": [
+            {
+                "listener": view.id[2],
+                "of": "" if view.id[0] == "Gateway" else f"{view.id[0]} {view.id[1]}",
+                "serves": f"{view.protocol}/{view.port} {view.hostname or '*'}",
+                "attachedRoutes": one.attached,
+                "programmed": _true(one, "Programmed"),
+                "why": next((c.message or c.reason for c in one.conditions[:3] if not c.true), ""),
+            }
+            for view in state.listeners.values()
+            for one in (_listener(at, state, view),)
+        ],
+    }
+    service = at.placement.services.get(state.vs)
+    if service is not None:
+        infra = service.infra
+        name = infra.setting or "(the defaults of the configuration)"
+        out["setting"] = {"name": name, "seGroup": infra.group, "network": infra.network}
+        out["virtualService"] = virtual_service(at, service)["status"] | {"name": service.name}
+        out["address"] = "asked for in spec.addresses" if service.wanted else "given by IPAM"
+    return out
+
+
+def _explain_route(at: Reconciler, id_: RouteId) -> dict[str, Any]:
+    state = at.gateway_api.routes[id_]
+    own = state.route.metadata.namespace
+
+    def backends(found: Iterable[Backend]) -> list[dict[str, Any]]:
+        return [
+            {
+                "service": one.backend or "",
+                "weight": one.weight,
+                "servers": [
+                    f"{address}:{port}"
+                    for address, port in (at.realiser.members(one.backend) if one.backend else ())
+                ],
+            }
+            for one in found
+        ]
+
+    hosts: dict[str, list[str]] = {}
+    for (gateway_key, listener), names in state.on.items():
+        at_listener = f"Gateway {gateway_key}, listener {listener[2]}"
+        hosts.setdefault(at_listener, []).extend(one or "*" for one in names)
+    rules = [{"match": _match(r), "backends": backends(r.backends)} for r in state.rules.rules]
+    if state.rules.backends:
+        rules.append({"match": "every connection", "backends": backends(state.rules.backends)})
+    return {
+        "object": f"{id_[0]}/{id_[1]}",
+        "refused": [condition(r) for r in refusals(at, *id_) or ()],
+        "parents": [
+            {
+                "parent": f"{ref.kind or 'Gateway'} {ref.namespace or own}/{ref.name}"
+                + (f", listener {ref.section_name}" if ref.section_name else ""),
+                "wrong": [f"{c.reason}: {c.message}".rstrip(": ") for c in said if not c.true],
+            }
+            for ref, said in route(at, id_)
+        ],
+        "hosts": hosts,
+        "rules": rules,
+    }
+
+
+def _match(rule: HttpRule) -> str:
+    match = rule.match
+    words = [match.method] if match.method else []
+    words.append(f"{match.path.kind} {match.path.value or '/'}")
+    words += [f"{one.name}: {one.text.value}" for one in match.headers]
+    words += [f"?{one.name}={one.text.value}" for one in match.query]
+    return " ".join(words)

@@ -447,6 +447,8 @@ def explain(at: Reconciler, kind: str, key: str) -> dict[str, Any] | None:
         obj = cast(Gateway, at.store.all("Gateway")[key])
         cls = obj.spec.gateway_class_name
         object_, by = f"Gateway/{key}", f"GatewayClass {cls}" if said else f"{cls}: not ours"
+    elif kind != "service":
+        return None
     else:
         seen = at.l4.services.get(key)
         if seen is None:

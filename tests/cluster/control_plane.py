@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +48,7 @@ class ControlPlane:
         self.home = home
         self.kubeconfig = home / "kubeconfig"
         self.controllers_kubeconfig = home / "controllers-kubeconfig"
+        self._kinds = home / "kinds"
         self.programs = programs()
         self._etcd_port, self._peer_port, self.port = _free_ports(3)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -215,10 +217,15 @@ class ControlPlane:
             process.kill()
             process.wait()
 
+    def forget_kinds(self) -> None:
+        """kubectl asks anew what a short name like ``gateway`` means."""
+        shutil.rmtree(self._kinds, ignore_errors=True)
+
     def kubectl(self, *arguments: str, stdin: str | bytes = "") -> str:
         """What kubectl prints.  Raises with what it says when it fails."""
+        own = ("--kubeconfig", self.kubeconfig, "--cache-dir", self._kinds)
         done = subprocess.run(
-            [self.programs / "kubectl", "--kubeconfig", self.kubeconfig, *arguments],
+            [self.programs / "kubectl", *own, *arguments],
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
             check=False,

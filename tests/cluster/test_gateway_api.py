@@ -72,6 +72,7 @@ def undefined(installed: ControlPlane) -> Iterator[ControlPlane]:
     yield installed
     for one in definitions().split(","):
         installed.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", one)
+    installed.forget_kinds()
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,36 @@ async def test_a_route_of_a_gateway_is_served_at_its_vip(gateway: House) -> None
     }
 
 
+async def test_explain_tells_why_a_gateway_and_its_routes_are_where_they_are(
+    gateway: House,
+) -> None:
+    gateway.write("gateway.yaml", GATEWAY)
+    gateway.write("route.yaml", ROUTE)
+    lost = ROUTE.replace("name: hello}", "name: lost}").replace(
+        "name: hello, port", "name: x, port"
+    )
+    gateway.write("lost.yaml", lost)
+    await gateway.until(lambda: bool(vip(gateway)))
+    at = gateway.serve.reconciler
+    found = status_gateway.explain(at, "gateway", "default/web")
+    assert found is not None
+    assert (found["by"], found["setting"]["name"]) == ("GatewayClass avi-lb", "critical.infra")
+    assert found["virtualService"]["vip"] == vip(gateway)
+    (port,) = found["ports"]
+    assert (port["listener"], port["serves"], port["attachedRoutes"]) == ("http", "HTTP/80 *", 2)
+    found = status_gateway.explain(at, "httproute", "default/hello")
+    assert found is not None
+    assert found["hosts"] == {"Gateway default/web, listener http": ["hello.example.test"]}
+    (rule,) = found["rules"]
+    assert rule["match"] == "prefix /app"
+    assert rule["backends"][0]["servers"] == [f"127.0.0.1:{gateway.backend}"]
+    found = status_gateway.explain(at, "httproute", "default/lost")
+    assert found is not None
+    assert "BackendNotFound" in found["parents"][0]["wrong"][0]
+    assert status_gateway.explain(at, "gateway", "default/nobody") is None
+    assert status_gateway.explain(at, "tcproute", "default/hello") is None
+
+
 async def test_an_edit_of_a_route_is_followed_while_the_gateway_stays(gateway: House) -> None:
     gateway.write("gateway.yaml", GATEWAY)
     gateway.write("route.yaml", ROUTE)

@@ -99,6 +99,7 @@ def test_a_controller_of_the_labs_own_follows_manifests(
     while "Established" not in (shown := akocore("status", *state)) or "[20/0]" not in shown:
         assert time.monotonic() < deadline, shown
         time.sleep(0.1)
+    assert "a controller drives this lab" in akocore("scale", "--out", *state, code=1)
     listed = subprocess.run(
         [*AKOCORE[:-1], "se", "list", *where], capture_output=True, text=True, check=True
     )

@@ -35,6 +35,7 @@ _KINDS = {
     **dict.fromkeys(("ingress", "ing"), "ingress"),
     **dict.fromkeys(("gateway", "gtw"), "gateway"),
     **dict.fromkeys(("service", "svc"), "service"),
+    **{kind: kind for kind in ("httproute", "grpcroute", "tlsroute", "tcproute", "udproute")},
 }
 
 
@@ -45,7 +46,7 @@ def parse_object(text: str) -> tuple[str, str]:
     if known is None or not key or key.count("/") > 1:
         typer.echo(
             f"akocore: {text}: write ingress/NAME or ingress/NAMESPACE/NAME;"
-            " likewise gateway and service.",
+            " likewise gateway, service, httproute (grpcroute, tlsroute ...).",
             err=True,
         )
         raise typer.Exit(2)

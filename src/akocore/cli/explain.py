@@ -1,4 +1,4 @@
-"""``akocore explain ingress/NAME``: why an Ingress, a Gateway or a Service is where it is."""
+"""``akocore explain KIND/NAME``: why an Ingress, Gateway, Service or route is where it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def explain(
     object_: Annotated[
         str,
         typer.Argument(
-            metavar="OBJECT", help="ingress, gateway or service/NAME, or KIND/NAMESPACE/NAME"
+            metavar="OBJECT",
+            help="ingress, gateway, service, httproute ... /NAME, or KIND/NAMESPACE/NAME",
         ),
     ],
     state: StateOption = STATE,
@@ -37,7 +38,12 @@ def explain(
         return
     from rich.console import Console
 
-    tree = _ingress(found) if kind == "ingress" else _l4(found)
+    if kind == "ingress":
+        tree = _ingress(found)
+    elif "rules" in found:
+        tree = _route(found)
+    else:
+        tree = _front(found)
     console = Console()
     Console(width=None if console.is_terminal else 1000).print(tree)
 
@@ -82,6 +88,26 @@ def _ingress(found: dict[str, Any]) -> Tree:
     return tree
 
 
+def _route(found: dict[str, Any]) -> Tree:
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    tree = Tree(f"[bold]{escape(found['object'])}")
+    for parent in found["parents"]:
+        wrong = "; ".join(parent["wrong"])
+        tree.add(f"parent   {escape(parent['parent'])}" + (f": {escape(wrong)}" if wrong else ""))
+    for listener, hosts in found["hosts"].items():
+        tree.add(f"at       {escape(listener)}: [bold]{escape(', '.join(hosts))}")
+    for rule in found["rules"]:
+        at = tree.add(f"rule     {escape(rule['match'])}")
+        for one in rule["backends"]:
+            servers = ", ".join(one["servers"]) or "no server"
+            to = one["service"] or "nothing that can be used: 500"
+            at.add(escape(f"{to} [{servers}] weight {one['weight']}"))
+    _refused(tree, found)
+    return tree
+
+
 def _refused(tree: Tree, found: dict[str, Any]) -> None:
     from rich.markup import escape
 
@@ -90,7 +116,7 @@ def _refused(tree: Tree, found: dict[str, Any]) -> None:
         tree.add(f"[{style}]{refusal['reason']}[/] {escape(refusal['message'])}")
 
 
-def _l4(found: dict[str, Any]) -> Tree:
+def _front(found: dict[str, Any]) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -108,7 +134,12 @@ def _l4(found: dict[str, Any]) -> Tree:
             + (f": {escape(vs['why'])}" if vs["why"] else "")
         )
         at.add(f"Service Engines {', '.join(vs['serviceEngines']) or 'none'}")
-        for one in found["listeners"]:
+        for one in found.get("ports", ()):
+            routes = "1 route" if one["attachedRoutes"] == 1 else f"{one['attachedRoutes']} routes"
+            whose = f" of {escape(one['of'])}" if one["of"] else ""
+            why = "" if one["programmed"] else f" (not served: {escape(one['why'])})"
+            at.add(f"{escape(one['listener'])}{whose}: {escape(one['serves'])}, {routes}{why}")
+        for one in found.get("listeners", ()):
             if not one["pool"]:
                 at.add(f"{one['listener']} → nobody: clients are refused at once")
                 continue

@@ -308,7 +308,9 @@ async def _engines(topology: Topology) -> None:
 
 
 async def _settled(topology: Topology, hops: int) -> None:
-    """Say when the router's kernel has ``hops`` ways to each VIP."""
+    """Say when the router's kernel has ``hops`` ways to each VIP.  A controller has its own."""
+    if any(engine.role for engine in topology.engines.values()):
+        return
     for vip in topology.vips:
         took = await topology.until_hops(vip, hops, within_s=15)
         typer.echo(f"{vip} has {hops} next hops {took * 1000:.0f} ms later")
@@ -454,6 +456,7 @@ def down(state: StateOption = None, prefix: PrefixOption = "ako-") -> None:
         elif (holder := find_holder(directory)) is not None:
             let_go(holder)
             shutil.rmtree(directory)
+        directory.with_name(f"{directory.name}.log").unlink(missing_ok=True)  # of a controller
 
     _guarded(go)
     typer.echo("nothing of the lab is left")

@@ -176,7 +176,7 @@ def run(
         typer.Option(
             envvar=f"{_ENV}PROBE", help="an Envoy silent for so many seconds hangs", min=0.05
         ),
-    ] = 0.5,
+    ] = 1.0,
     metrics_listen: Annotated[
         str,
         typer.Option(

@@ -15,6 +15,7 @@ __all__ = [
     "capabilities",
     "cpu_s",
     "exit_text",
+    "is_stopped",
     "pids",
     "start_ticks",
     "uptime_s",
@@ -55,6 +56,15 @@ def start_ticks(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether process ``pid`` was told to stop, as by SIGSTOP, and not yet to go on."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return fields[0] in (b"T", b"t")
 
 
 def cpu_s(pid: int) -> float:

@@ -29,7 +29,7 @@ from akocore.lab.topology import Engine, LabError, Topology
 
 __all__ = ["Fleet"]
 
-_PROBE_S = 0.5  # an Envoy that is silent for so long has its routes withdrawn
+_PROBE_S = 1.0  # an Envoy that is silent for so long has its routes withdrawn
 _LOAD_OVER_S = 1.0
 _AGAIN_S = 0.5  # after a router could not be told
 
@@ -259,6 +259,9 @@ class Fleet(Engines):
             try:
                 await self._hand_over(name, config)
                 await session.apply(config)
+                if not self.topology.plan.handover:
+                    routes = self._routes.values()
+                    self.topology.know(sorted({v.address for one in routes for v in one.vips}))
             except (AddressError, HandoverError, SessionError) as err:
                 _log.warning("event=se_not_told se=%s why=%r", name, str(err))
                 await asyncio.sleep(_AGAIN_S)

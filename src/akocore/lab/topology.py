@@ -207,8 +207,17 @@ class Topology:
 
     # ─── Service Engines
 
+    def _is_ours(self) -> None:
+        """Raises `LabError` when a controller drives the Service Engines."""
+        if any(engine.role for engine in self._lab.engines):
+            raise LabError(
+                "a controller drives this lab: scale with `akocore scale`, change VIPs by its"
+                " manifests; `cut` and `heal` work here."
+            )
+
     async def add_se(self) -> str:
         """One more Service Engine, with all VIPs; its name."""
+        self._is_ours()
         taken = {engine.number for engine in self._lab.engines}
         engine = Engine(number=next(n for n in range(1, len(taken) + 2) if n not in taken))
         try:
@@ -261,6 +270,7 @@ class Topology:
         With handover it stays, without a route, till its last connection is over, at most for
         ``flows_s`` more.
         """
+        self._is_ours()
         if self._engine(name).state is EngineState.UP:
             there = self._up()
             others = [other for other in there if other != name]
@@ -278,6 +288,7 @@ class Topology:
 
     async def kill_se(self, name: str) -> None:
         """End its processes as a crash would.  Nobody starts them again, but `heal_se`."""
+        self._is_ours()
         self._engine(name)
         if (session := self.sessions.pop(name, None)) is not None:
             session.release()
@@ -288,15 +299,18 @@ class Topology:
 
     async def cut_se(self, name: str) -> None:
         """Take it off the network: its port of the switch goes down, its processes run on."""
-        self._engine(name)
-        await self.namespaces.ip(SWITCH, [f"link set {name} down"])
+        await self.namespaces.ip(SWITCH, [f"link set {self._engine(name).name} down"])
+        if self._engine(name).role:
+            return  # its controller finds out
         there = self._up()
         self._set_state(name, EngineState.CUT)
         await self._hand_over(self._up(), there)
 
     async def heal_se(self, name: str) -> None:
         """Undo `kill_se` and `cut_se`."""
-        self._engine(name)
+        if self._engine(name).role:
+            await self.namespaces.ip(SWITCH, [f"link set {name} up"])
+            return
         there = self._up()
         self._set_state(name, EngineState.UP)
         await self._hand_over(self._up(), there)
@@ -305,6 +319,7 @@ class Topology:
 
     async def set_vips(self, vips: Collection[str]) -> None:
         """Have exactly these VIPs on every Service Engine that is up; others are withdrawn."""
+        self._is_ours()
         for vip in vips:
             self._network_of(vip)
         self._remember(vips=tuple(vips))
@@ -315,6 +330,7 @@ class Topology:
 
     async def withdraw(self, vip: str, *, drain_s: float = 1.0, hold_s: float = 1.0) -> None:
         """Take a VIP off every Service Engine that is up; see `Session.withdraw`."""
+        self._is_ours()
         sessions = [await self.session(name) for name in self._up()]
         await asyncio.gather(*(s.withdraw([vip], drain_s=drain_s, hold_s=hold_s) for s in sessions))
         self._remember(vips=tuple(v for v in self.vips if ip_address(v) != ip_address(vip)))
@@ -330,6 +346,11 @@ class Topology:
             await session.start(self.config(engine))
             self.sessions[name] = session
         return self.sessions[name]
+
+    def know(self, vips: Sequence[str]) -> None:
+        """A controller has these VIPs now, for who looks at the lab."""
+        if tuple(vips) != self.vips:
+            self._remember(vips=vips)
 
     async def join(
         self, members: Sequence[str], before: Sequence[str], vips: Sequence[str]

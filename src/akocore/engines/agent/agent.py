@@ -60,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     snat: str = ""  # an address of its own that it asks backends from
     drained_s: float = 2.0
     flows_s: float = 20.0
-    probe_s: float = 0.5
+    probe_s: float = 1.0
     concurrency: int = 1
     max_connections: int = 50_000
 
@@ -326,7 +326,7 @@ class Agent:
                     await session.apply(wanted)
                 else:
                     await session.start(wanted)
-            except (AddressError, FrrError, SessionError, ValueError) as err:
+            except (AddressError, FrrError, OSError, SessionError, ValueError) as err:
                 if self.problems.get("router") != str(err):
                     log.warning("event=router_not_told why=%r", str(err))
                 self.problems["router"] = str(err)
@@ -404,7 +404,7 @@ class Agent:
         ]
         try:
             self.observed = await session.observe()
-        except (AddressError, SessionError) as err:
+        except (AddressError, OSError, SessionError) as err:
             self.observed = None
             down = down or [str(err)]
         if down:

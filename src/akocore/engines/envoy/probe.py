@@ -19,7 +19,8 @@ _QUESTION = b"GET / HTTP/1.1\r\nhost: alive\r\nconnection: close\r\n\r\n"
 class Probe:
     """Asks ``socket`` every ``every_s``, each time on a connection of its own.
 
-    ``on_change()`` is called when `alive` has changed.  No answer within ``within_s``: it hangs.
+    ``on_change()`` is called when `alive` has changed.  No answer within ``within_s``: it hangs;
+    ``stopped()``: somebody stopped it, so none is waited for.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class Probe:
         on_change: Callable[[], None],
         *,
         every_s: float = 0.1,
-        within_s: float = 0.5,
+        within_s: float = 1.0,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._stopped = stopped
         self.alive = False
         self._socket = socket
         self._on_change = on_change
@@ -39,7 +42,13 @@ class Probe:
     async def run(self) -> None:
         """Ask, until cancelled."""
         while True:
-            self.set(await self._ask())
+            asking = asyncio.create_task(self._ask())
+            try:
+                while not asking.done() and not self._stopped():
+                    await asyncio.wait({asking}, timeout=self._every_s)
+                self.set(asking.done() and asking.result() and not self._stopped())
+            finally:
+                asking.cancel()
             await asyncio.sleep(self._every_s)
 
     def set(self, alive: bool) -> None:

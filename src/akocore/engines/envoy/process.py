@@ -37,6 +37,7 @@ from akocore.engines.processes import (
     boot_id,
     capabilities,
     exit_text,
+    is_stopped,
     pids,
     start_ticks,
     uptime_s,
@@ -537,6 +538,7 @@ class Engines:
                 self._file(slot.name, _ALIVE),
                 lambda: self._answered(slot),
                 within_s=self._probe_s,
+                stopped=lambda: slot.record.pid is not None and is_stopped(slot.record.pid),
             )
             slot.probing = asyncio.create_task(slot.probe.run())
 

@@ -34,7 +34,7 @@ class _Address(Struct):
 
 
 class _Link(Struct):
-    ifname: str
+    ifname: str = ""  # ip shows what doesn't match as {}
     addr_info: list[_Address] = []
 
 
@@ -83,10 +83,16 @@ class Segment:
                 log.warning("event=address_not_removed vip=%s why=%r", address, str(err))
         self._write({a: i for a, i in (ours | new).items() if a in wanted})
 
+    async def told(self) -> None:
+        """Until the neighbours have been told of what was added so far."""
+        await asyncio.gather(*self._telling)
+
     async def _links(self) -> list[_Link]:
-        return msgspec.json.decode(
-            await ip(self._namespace, "-j", "addr", "show", "up"), type=list[_Link]
-        )
+        shown = await ip(self._namespace, "-j", "addr", "show", "up")
+        try:
+            return msgspec.json.decode(shown, type=list[_Link])
+        except msgspec.MsgspecError as err:
+            raise AddressError(f"`ip -j addr` can't be read: {err}") from err
 
     async def _tell(self, places: dict[str, str]) -> None:
         words = [f"{interface}={address}" for address, interface in places.items()]

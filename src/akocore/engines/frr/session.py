@@ -195,6 +195,7 @@ class Session:
         async with self._turn:
             await self.router.stop()
             await self.segment.answer(())
+            await self.segment.told()
             await self.loopback.keep_only(())
             self.config = None
 
@@ -208,6 +209,8 @@ class Session:
             return await observe(self.router, self.loopback)
         except VtyError as err:
             raise SessionError(str(err)) from err
+        except msgspec.MsgspecError as err:  # a daemon that starts, or is another release
+            raise SessionError(f"an answer of FRR can't be read: {err}") from err
 
     # ─── telling a daemon
 
