@@ -10,7 +10,7 @@ import pytest
 
 from agent.conftest import VIP, VS, Site
 from akocore.lab.upstream import Upstream
-from lab.test_rhi import HOST, app, network, setting
+from lab.rhi_house import HOST, app, network, setting
 
 pytestmark = pytest.mark.real
 
