@@ -251,7 +251,8 @@ class AdsServer:
     def service(self, admit: _Admit = _admit_all) -> grpc.GenericRpcHandler:
         """The discovery service, for any server to offer.
 
-        Streams wait until `open`, so nobody is told to drop what is not read yet.
+        Streams wait until `open`, so nobody is told to drop what is not read yet; one that has
+        nothing gets the clusters that there are before.
         ``admit(context, name, group)``: aborts the call of one that may not be this engine.
         """
         method: Any = grpc.stream_stream_rpc_method_handler(
@@ -397,10 +398,11 @@ class AdsServer:
         sequence: int,
         *,
         always: bool = False,
+        chunk: int = _CHUNK,
     ) -> None:
         resources, gone = list(puts), list(drops)
         while resources or gone or always:
-            part, resources = resources[:_CHUNK], resources[_CHUNK:]
+            part, resources = resources[:chunk], resources[chunk:]
             engine.nonce += 1
             engine.sent += len(part)
             nonce = str(engine.nonce)
@@ -420,12 +422,12 @@ class AdsServer:
         if first is None:
             return
         await admit(context, first.node.id, first.node.cluster)
-        await self._open.wait()
-        engine = Engine(first.node.id, first.node.cluster)
-        engine.reached = self.catalog(engine.group).sequence
-        engine.awaited["(connecting)"] = engine.reached
-        engine.returned = bool(first.initial_resource_versions)
-        engine.joining = 0 if engine.returned else engine.reached
+        returned = bool(first.initial_resource_versions)
+        if returned or first.type_url != CDS:
+            await self._open.wait()
+        early = not self._open.is_set()
+        engine = Engine(first.node.id, first.node.cluster, returned=returned)
+        self._meet(engine)
         replaced = self.engines.get(engine.name)
         if replaced is not None:
             replaced.queue.put_nowait(None)
@@ -433,7 +435,7 @@ class AdsServer:
         log.info(
             "event=se_connected se=%s group=%s from=%s", engine.name, engine.group, context.peer()
         )
-        reader = asyncio.create_task(self._read(engine, first, requests))
+        reader = asyncio.create_task(self._read(engine, first, requests, early=early))
         try:
             while (response := await engine.queue.get()) is not None:
                 head, resources = response  # put together only now: many may wait
@@ -448,10 +450,21 @@ class AdsServer:
             )
             self._on_progress(engine.group)
 
-    async def _read(self, engine: Engine, first: Any, requests: AsyncIterator[Any]) -> None:
+    def _meet(self, engine: Engine) -> None:
+        engine.reached = self.catalog(engine.group).sequence
+        engine.awaited["(connecting)"] = engine.reached
+        engine.joining = 0 if engine.returned else engine.reached
+
+    async def _read(
+        self, engine: Engine, first: Any, requests: AsyncIterator[Any], *, early: bool
+    ) -> None:
         try:
             self._request(engine, first)
             async for request in requests:
+                if early and request.type_url != CDS:  # it has its clusters: now all else
+                    await self._open.wait()
+                    self._meet(engine)
+                    early = False
                 self._request(engine, request)
         except Exception:
             log.exception("event=se_stream_failed se=%s", engine.name)
@@ -536,7 +549,10 @@ class AdsServer:
             puts = [wanted[name] for name in (*delta.added, *delta.changed)]
             self._send(engine, type_url, puts, delta.removed, sequence, always=True)
         else:
-            self._send(engine, type_url, wanted.values(), gone, sequence, always=True)
+            # A listener opens with the first answer of its scopes: nobody is to meet half of them.
+            chunk = len(wanted) or 1 if type_url == SRDS else _CHUNK
+            puts = list(wanted.values())
+            self._send(engine, type_url, puts, gone, sequence, always=True, chunk=chunk)
 
     async def _clear(
         self, engine: Engine, scopes_of: Callable[[str], Awaitable[Collection[str] | None]]
