@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from cluster.control_plane import ControlPlane
 from cluster.controller import OBJECTS, Controller, install
+from cluster.gateway_api import GROUP, definitions, plural
 from cluster.pods import pods
 
 
@@ -60,3 +61,21 @@ async def walkthrough(controller: Controller) -> Controller:
     await controller.start()
     await controller.until(lambda: len(controller.shown()) == 20)
     return controller
+
+
+@pytest.fixture(scope="module")
+def undefined(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """A control plane whose definitions of the Gateway API go when this module is over."""
+    yield installed
+    for one in definitions().split(","):
+        installed.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", one)
+    installed.forget_kinds()
+
+
+@pytest.fixture(scope="module")
+def defined(undefined: ControlPlane) -> ControlPlane:
+    """The control plane with the published definitions."""
+    undefined.kubectl("apply", "--server-side", "--force-conflicts", "-f", definitions())
+    for name in ("gatewayclass", "gateway", "httproute"):
+        undefined.kubectl("wait", "--for=condition=Established", f"crd/{plural(name)}.{GROUP}")
+    return undefined

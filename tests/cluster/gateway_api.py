@@ -6,7 +6,9 @@ import json
 import subprocess
 from pathlib import Path
 
-__all__ = ["VERSION", "definitions"]
+__all__ = ["GROUP", "VERSION", "definitions", "plural"]
+
+GROUP = "gateway.networking.k8s.io"
 
 VERSION = "v1.6.1"
 
@@ -22,3 +24,9 @@ def definitions(channel: str = "experimental") -> str:
     )
     directory = Path(json.loads(done.stdout)["Dir"]) / "config" / "crd" / channel
     return ",".join(sorted(str(p) for p in directory.glob("gateway.*.yaml") if "vap" not in p.name))
+
+
+def plural(name: str) -> str:
+    if name.endswith("cy"):
+        return f"{name[:-1]}ies"
+    return f"{name}es" if name.endswith("s") else f"{name}s"

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.control_plane import ControlPlane
 from cluster.controller import Controller
-from cluster.gateway_api import definitions
+from cluster.gateway_api import GROUP, definitions, plural
 from e2e.running import Client
 from e2e.test_tls import pair
 
@@ -66,37 +66,10 @@ spec:
 """
 
 
-@pytest.fixture(scope="module")
-def undefined(installed: ControlPlane) -> Iterator[ControlPlane]:
-    """A control plane whose definitions of the Gateway API go when this module is over."""
-    yield installed
-    for one in definitions().split(","):
-        installed.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", one)
-    installed.forget_kinds()
-
-
-@pytest.fixture(scope="module")
-def defined(undefined: ControlPlane) -> ControlPlane:
-    """The control plane with the published definitions."""
-    undefined.kubectl("apply", "--server-side", "--force-conflicts", "-f", definitions())
-    for name in ("gatewayclass", "gateway", "httproute"):
-        undefined.kubectl("wait", "--for=condition=Established", f"crd/{_plural(name)}.{GROUP}")
-    return undefined
-
-
 def forget(plane: ControlPlane) -> None:
     """Take away what a test made of the kinds that it needs."""
-    kinds = ",".join(f"{_plural(one)}.{GROUP}" for one in ("gatewayclass", "gateway", "httproute"))
+    kinds = ",".join(f"{plural(one)}.{GROUP}" for one in ("gatewayclass", "gateway", "httproute"))
     plane.kubectl("delete", "--all", "--wait=false", kinds)
-
-
-GROUP = "gateway.networking.k8s.io"
-
-
-def _plural(name: str) -> str:
-    if name.endswith("cy"):
-        return f"{name[:-1]}ies"
-    return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
 class Cluster:
@@ -112,7 +85,7 @@ class Cluster:
         self.controller.apply(text)
 
     def status(self, kind: str, name: str) -> dict[str, Any]:
-        words = ("get", f"{_plural(kind)}.{GROUP}", name, "-o", "json")
+        words = ("get", f"{plural(kind)}.{GROUP}", name, "-o", "json")
         found: dict[str, Any] = json.loads(self.controller.plane.kubectl(*words))
         return found.get("status", {})
 
@@ -261,7 +234,7 @@ async def test_a_controller_that_is_killed_and_started_again_writes_nothing_that
 
     def versions() -> list[str]:
         kinds = ("gatewayclass", "gateway", "httproute")
-        words = ("get", ",".join(f"{_plural(one)}.{GROUP}" for one in kinds), "-o", "json")
+        words = ("get", ",".join(f"{plural(one)}.{GROUP}" for one in kinds), "-o", "json")
         found = json.loads(cluster.controller.plane.kubectl(*words))["items"]
         return [one["metadata"]["resourceVersion"] for one in found]
 

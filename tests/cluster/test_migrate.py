@@ -9,11 +9,9 @@ import sys
 import pytest
 
 from cluster.controller import Controller
-from cluster.test_gateway_api import defined
 from e2e.running import Client
 
 pytestmark = pytest.mark.real
-__all__ = ["defined"]
 
 
 @pytest.mark.usefixtures("defined")

@@ -84,6 +84,13 @@ class _Managed(Struct):
     metadata: _ManagedMeta
 
 
+class _Mirror(Struct, frozen=True):
+    """A mirror as the cluster has it: who writes another version is refused."""
+
+    status: VirtualServiceStatus | ServiceEngineStatus
+    version: str
+
+
 class _VirtualServices(Struct):
     items: list[VirtualService]
 
@@ -125,7 +132,7 @@ class StatusWriter:
         self._resources: dict[str, Resource] = resources()
         # What was written and the watch has not brought back yet: key → (resourceVersion, points).
         self._ahead: dict[str, tuple[int, _Points]] = {}
-        self._mirrors: dict[tuple[str, str], object] = {}  # (kind, object's name) → as written
+        self._mirrors: dict[tuple[str, str], _Mirror] = {}  # (kind, object's name) → as it is
         self._rests: dict[tuple[str, str], float] = {}  # mirrors: not to be written before
         self._listed = False
         self._listing = asyncio.Lock()
@@ -441,7 +448,8 @@ class StatusWriter:
             process = self._serve.engines.running.get(key)
             router = self._serve.routes.router(key) if self._serve.routes is not None else None
             wanted = mirrors.service_engine(self._at, key, process, self._identity, router)
-        if self._mirrors.get((kind, name)) == wanted or not await self._pace():
+        known = self._mirrors.get((kind, name))
+        if wanted == (known.status if known is not None else None) or not await self._pace():
             return 0.0
         resource = self._resources[kind]
         path = resource.path(name=name)
@@ -453,12 +461,20 @@ class StatusWriter:
             body = {
                 "apiVersion": resource.api_version,
                 "kind": kind,
-                "metadata": {"name": name},
+                "metadata": {"name": name}
+                | ({"resourceVersion": known.version} if known is not None else {}),
                 "status": msgspec.to_builtins(wanted),
             }
-            await self._api.apply(path, body, FIELD_MANAGER)
+            try:
+                raw = await self._api.apply(path, body, FIELD_MANAGER)
+            except ApiError as err:
+                if known is None or err.code not in (404, 409):
+                    raise
+                self._listed = False  # somebody else has written it, or taken it away
+                return _CONFLICT_S
+            made = msgspec.json.decode(raw, type=_Written).metadata.resource_version
             self._rests[kind, key] = now + _MIRROR_S
-            self._mirrors[kind, name] = wanted
+            self._mirrors[kind, name] = _Mirror(wanted, made)
         self.written += 1
         return 0.0
 
@@ -484,8 +500,13 @@ class StatusWriter:
             services = msgspec.json.decode(raw, type=_VirtualServices).items
             raw = await self._api.request("GET", self._resources["ServiceEngine"].path())
             engines = msgspec.json.decode(raw, type=_ServiceEngines).items
-            self._mirrors = {("VirtualService", one.metadata.name): one.status for one in services}
-            self._mirrors |= {("ServiceEngine", one.metadata.name): one.status for one in engines}
+            self._mirrors = {
+                (one.KIND, one.metadata.name): _Mirror(one.status, one.metadata.resource_version)
+                for one in services
+            } | {
+                (one.KIND, one.metadata.name): _Mirror(one.status, one.metadata.resource_version)
+                for one in engines
+            }
             self._listed = True
         known = {
             "VirtualService": set(map(mirrors.object_name, self._at.placement.services)),
