@@ -88,6 +88,7 @@ def controller(
 ) -> None:
     """Serve the Ingresses of a cluster, and write their status back."""
     import asyncio
+    from asyncio import sslproto
 
     from akocore.config import Config, ConfigError, load_config
     from akocore.engines.envoy.process import EngineError, find_envoy
@@ -96,6 +97,8 @@ def controller(
     from akocore.observe.observation import ListenError, Observation
     from akocore.place.state import StateError
 
+    # asyncio keeps 256 KiB for each TLS connection, and a controller has forty.
+    sslproto.SSLProtocol.max_size = 1 << 15
     is_external = engines is EnginesWhere.EXTERNAL
     configure(log_format, log_level)
     files: TlsFiles | None = None

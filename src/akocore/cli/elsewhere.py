@@ -54,7 +54,6 @@ def tls_files(
     Raises `EngineError` when options don't fit together, or name what can't be read.
     """
     from akocore.engines.envoy.process import EngineError
-    from akocore.engines.envoy.remote import TlsFiles
 
     if engines is EnginesWhere.LOCAL:
         if cert or key or ca:
@@ -62,4 +61,6 @@ def tls_files(
         return None
     if cert is None or key is None or ca is None:
         raise EngineError("--engines external needs --xds-cert, --xds-key and --xds-client-ca.")
+    from akocore.engines.envoy.remote import TlsFiles
+
     return TlsFiles(cert, key, ca)

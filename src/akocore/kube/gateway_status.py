@@ -30,7 +30,7 @@ from akocore.reconcile import Reconciler
 from akocore.status_gateway import ListenerSays, Says
 from akocore.translate.classes import CONTROLLER
 
-__all__ = ["KINDS", "may_be_ours", "news", "nothing", "says", "wanted"]
+__all__ = ["KINDS", "counts_alone", "may_be_ours", "news", "nothing", "says", "wanted"]
 
 _ANCESTORS: Final = 16  # that a policy's status can have
 
@@ -270,6 +270,17 @@ def says(obj: Object, status: dict[str, Any]) -> bool:
         return False
     bare = msgspec.structs.replace
     return bool(bare(new, conditions=()) == bare(old, conditions=()))
+
+
+def counts_alone(obj: Object, status: dict[str, Any]) -> bool:
+    """Whether nothing but how many routes are attached is to be said anew."""
+    if not isinstance(obj, GatewayApiGateway | ListenerSet):
+        return False
+    bare = msgspec.structs.replace
+    listeners = tuple(bare(one, attached_routes=0) for one in obj.status.listeners)
+    none = [one | {"attachedRoutes": 0} for one in status.get("listeners", ())]
+    uncounted = bare(obj, status=bare(obj.status, listeners=listeners))
+    return says(uncounted, status | {"listeners": none})
 
 
 def _by_type(conditions: Iterable[Condition]) -> dict[str, Condition]:

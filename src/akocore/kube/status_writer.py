@@ -26,6 +26,7 @@ from akocore import status
 from akocore.events import Event
 from akocore.kube import gateway_status, l4_status, mirrors
 from akocore.kube.api import ApiError, ApiServer, Resource, resources
+from akocore.kube.gateway_objects import GatewayApiGateway, ListenerSet
 from akocore.kube.objects import (
     AviInfraSetting,
     Ingress,
@@ -56,6 +57,7 @@ _ORDER = (
 )
 _EVENTS_KEPT = 10_000
 _MIRROR_S = 1.0  # a mirror is written once in this time at most
+_COUNT_S = 0.5  # so is how many routes a Gateway has
 _AGAIN_S = 0.5  # after a failed write; after a conflict the watch brings the news soon
 _CONFLICT_S = 0.03
 _BREATH = 64  # looks without a write, then others have their turn
@@ -243,7 +245,7 @@ class StatusWriter:
                 case "GatewayClass" | "Gateway" | "Service":
                     await self._write_l4(kind, key)
                 case _ if kind in gateway_status.KINDS:
-                    await self._write_gateway_api(kind, key)
+                    wait = await self._write_gateway_api(kind, key)
                 case _:
                     wait = await self._write_mirror(kind, key)
         except (ApiError, TimeoutError) as err:
@@ -386,20 +388,29 @@ class StatusWriter:
             for note in l4_status.news(obj, wanted):
                 self._serve.events.say(f"{kind}/{key}", "Normal", *note)
 
-    async def _write_gateway_api(self, kind: str, key: str) -> None:
+    async def _write_gateway_api(self, kind: str, key: str) -> float:
+        """Make a status of the Gateway API true; how long to wait with it, or 0."""
         obj = self._at.store.all(kind).get(key)
         if obj is None:
-            return
+            self._rests.pop((kind, key), None)
+            return 0.0
         version = int(obj.metadata.resource_version or 0)
         wanted = gateway_status.wanted(self._at, obj, self._serve.show_gateway_later)
         if wanted is None:  # not ours, or no longer: what we wrote goes
             if gateway_status.may_be_ours(obj) and await self._is_ours(kind, obj):
                 await self._apply_status(obj, version, gateway_status.nothing(obj))
         elif not gateway_status.says(obj, wanted):
+            now = asyncio.get_running_loop().time()
+            rest = self._rests.get((kind, key), 0.0) - now
+            if rest > 0 and gateway_status.counts_alone(obj, wanted):
+                return rest  # routes that come in a row are counted together
             if await self._apply_status(obj, version, wanted) is None:
-                return
+                return 0.0
+            if isinstance(obj, GatewayApiGateway | ListenerSet):
+                self._rests[kind, key] = now + _COUNT_S
             for note in gateway_status.news(obj, wanted):
                 self._serve.events.say(f"{kind}/{key}", "Normal", *note)
+        return 0.0
 
     # ── settings and Networks ───────────────────────────────────────────────────────────────
 
