@@ -37,6 +37,7 @@ __all__ = [
 HA_MODES = ("ActiveActive", "NPlusM", "ActiveStandby")
 SCALE_OUT_ANNOTATION = "akocore.io/scale-out"
 CONTROLLER = "ako.vmware.com/avi-lb"
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")  # RFC 1123, roughly
 DEFAULT_ANNOTATION = "ingressclass.kubernetes.io/is-default-class"
 CLASS_ANNOTATION = "kubernetes.io/ingress.class"
 SETTING_ANNOTATION = "aviinfrasetting.ako.vmware.com/name"
@@ -162,7 +163,8 @@ def infra_of(
         refuse(
             "spec.seGroup.name" if spec.se_group else "defaults.seGroup",
             "ServiceEngineGroupNotFound",
-            f'serviceenginegroup "{group}" not found: create ServiceEngineGroup {group}.',
+            f'serviceenginegroup "{group}" not found: '
+            + _to_make("ServiceEngineGroup", group, "serviceEngineGroups", "."),
         )
     elif groups[group].ha_mode not in HA_MODES:
         refuse(
@@ -247,7 +249,8 @@ def infra_of(
         refuse(
             field,
             "NetworkNotFound",
-            f'network "{network}" not found: create Network {network} with good ranges.',
+            f'network "{network}" not found: '
+            + _to_make("Network", network, "networks", " with good ranges."),
         )
     elif spec.network is not None and spec.network.enable_rhi and speaks_bgp:
         for at, reason, remedy in _rhi_problems(
@@ -271,6 +274,16 @@ def infra_of(
     rhi = spec.network is not None and bool(spec.network.enable_rhi)
     labels = tuple(spec.network.bgp_peer_labels) if spec.network is not None else ()
     return Infra(setting, group, network, size, ports, rhi, labels, engines), ()
+
+
+def _to_make(kind: str, name: str, key: str, how: str) -> str:
+    """How to bring something of that name about: Avi's names may be none of Kubernetes'."""
+    if _OBJECT_NAME.match(name):
+        return f"create {kind} {name}{how}"
+    return (
+        f"add it to {key} of the configuration (--config){how[:-1]}:"
+        f" no {kind} of Kubernetes can have that name."
+    )
 
 
 def _with_default_rhi(spec: AviInfraSettingSpec, defaults: Defaults) -> AviInfraSettingSpec:
