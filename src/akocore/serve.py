@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -35,7 +35,9 @@ from akocore.kube.objects import Batch, Change, ReplicaRouter
 from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.observe.watch import Watch
+from akocore.place.gateways import PlacedPort
 from akocore.place.state import Facts, SharedFacts, State, StateError
+from akocore.place.virtual_services import PlacedListener, VirtualService
 from akocore.realise_l4 import At, Published
 from akocore.reconcile import Move, Reconciler
 from akocore.route_health import RoutedEngines, RouteHealth
@@ -478,28 +480,26 @@ class Serve:
         touched.clear()
 
     def _say_l4(self) -> None:
-        """Events and status of what L4 has touched: Gateways, their classes, Services."""
+        """Events and status of what L4 and the Gateway API have touched."""
         at = self.reconciler
         touched, at.l4.touched = at.l4.touched, set()
-        for kind, key in touched:
-            if (refusals := status_l4.refusals(at, kind, key)) is None:
-                self.events.forget(f"{kind}/{key}")
-            else:
-                self.events.refusals(f"{kind}/{key}", refusals)
-            if self.sink is not None:
-                self.sink.touch(kind, key)
-        self._say_gateway_api()
-
-    def _say_gateway_api(self) -> None:
-        """The same of the Gateway API."""
-        at = self.reconciler
+        self._say_of(touched, status_l4.refusals)
         touched, at.gateway_api.touched = at.gateway_api.touched, set()
+        self._say_of(touched, status_gateway.refusals, gateway_status.KINDS)
+
+    def _say_of(
+        self,
+        touched: Iterable[tuple[str, str]],
+        refusals_of: Callable[[Reconciler, str, str], list[Refusal] | None],
+        written: Collection[str] | None = None,
+    ) -> None:
+        """Events of these objects, and status of those of kinds that have it (None: all)."""
         for kind, key in touched:
-            if (refusals := status_gateway.refusals(at, kind, key)) is None:
+            if (refusals := refusals_of(self.reconciler, kind, key)) is None:
                 self.events.forget(f"{kind}/{key}")
             else:
                 self.events.refusals(f"{kind}/{key}", refusals)
-            if self.sink is not None and kind in gateway_status.KINDS:
+            if self.sink is not None and (written is None or kind in written):
                 self.sink.touch(kind, key)
 
     def _lead(self, held: bool) -> None:
@@ -826,26 +826,27 @@ class Serve:
     def show_listener_later(self, vs: str) -> None:
         """The same of the listeners of a virtual service of L4."""
         service = self.reconciler.placement.services.get(vs)
-        home = service.shown if service is not None else None
-        if service is None or home is None:
-            return
-        for place, placed in (service.listeners or {}).items():
-            sequence = placed.sequence.get((home.group, home.address), 0)
-            later = Published(home.group, sequence, vs, place)
-            waiting = self._to_show_l4.setdefault(home.group, deque())
-            if later not in waiting:
-                waiting.append(later)
+        if service is not None:
+            self._show_later(service, service.listeners or {}, self._to_show_l4)
 
     def show_gateway_later(self, vs: str) -> None:
         """The same of the ports of a Gateway's virtual service."""
         service = self.reconciler.placement.services.get(vs)
-        home = service.shown if service is not None else None
-        if service is None or home is None or service.gateway is None:
+        if service is not None and service.gateway is not None:
+            self._show_later(service, service.gateway.ports, self._to_show_gateway)
+
+    @staticmethod
+    def _show_later(
+        service: VirtualService,
+        placed: Mapping[At, PlacedListener | PlacedPort],
+        to_show: dict[str, deque[Published]],
+    ) -> None:
+        if (home := service.shown) is None:
             return
-        for place, placed in service.gateway.ports.items():
-            sequence = placed.sequence.get((home.group, home.address), 0)
-            later = Published(home.group, sequence, vs, place)
-            waiting = self._to_show_gateway.setdefault(home.group, deque())
+        for place, one in placed.items():
+            sequence = one.sequence.get((home.group, home.address), 0)
+            later = Published(home.group, sequence, service.name, place)
+            waiting = to_show.setdefault(home.group, deque())
             if later not in waiting:
                 waiting.append(later)
 

@@ -25,6 +25,7 @@ from akocore.kube.gateway_objects import (
     Route,
     RouteParentStatus,
 )
+from akocore.kube.l4_status import of_addresses
 from akocore.kube.meta import Condition, Object
 from akocore.reconcile import Reconciler
 from akocore.status_gateway import ListenerSays, Says
@@ -290,14 +291,7 @@ def _by_type(conditions: Iterable[Condition]) -> dict[str, Condition]:
 def news(obj: Object, status: dict[str, Any]) -> Iterable[tuple[str, str]]:
     """(reason, note) of what changes with a status."""
     if not isinstance(obj, GatewayApiGateway):
-        return
+        return ()
     old = [one.value for one in obj.status.addresses]
     new = [one["value"] for one in status.get("addresses", ())]
-    if old == new:
-        return
-    if not old:
-        yield "Programmed", f"It is served at {new[0]}."
-    elif not new:
-        yield "Withdrawn", f"It is served at {old[0]} no more."
-    else:
-        yield "Moved", f"It is served at {new[0]}; it was at {old[0]}."
+    return of_addresses(old, new)

@@ -6,7 +6,7 @@ that is away for a moment serves on, so what was ready stays ready until somethi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -16,7 +16,16 @@ from akocore.kube.objects import Condition, Gateway, GatewayClass, Object, Servi
 from akocore.reconcile import Reconciler
 from akocore.translate.classes import CONTROLLER
 
-__all__ = ["SERVICE_CONDITION", "may_be_ours", "news", "nothing", "says", "wanted", "with_status"]
+__all__ = [
+    "SERVICE_CONDITION",
+    "may_be_ours",
+    "news",
+    "nothing",
+    "of_addresses",
+    "says",
+    "wanted",
+    "with_status",
+]
 
 SERVICE_CONDITION: Final = "akocore.io/Accepted"
 
@@ -87,7 +96,12 @@ def news(obj: Object, status: dict[str, Any]) -> Iterable[tuple[str, str]]:
         old = [one.ip for one in obj.status.load_balancer.ingress]
         new = [one["ip"] for one in status.get("loadBalancer", {}).get("ingress", ())]
     else:
-        return
+        return ()
+    return of_addresses(old, new)
+
+
+def of_addresses(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(reason, note) when what an object is served at changes."""
     if old == new:
         return
     if not old:
