@@ -176,7 +176,7 @@ def test_packets_through_one_service_engine(
 ) -> None:
     """Ring of two: the first has the packets from the router and hands them to the second."""
     space = bench.rig.namespaces
-    (to, *_) = bench.rig.members["se-2"].addresses
+    to = bench.rig.members["se-2"].address
     bench.run(space.run("se-2", ["nft", "-f", "-"], _SINK))
     off = ("ip_forward", "conf/all/send_redirects", "conf/eth0/send_redirects")
     settings = {f"net/ipv4/{key}": value for key, value in zip(off, (1, 0, 0), strict=True)}
@@ -203,7 +203,7 @@ def test_packets_through_one_service_engine(
 
 async def _plain(rig: Rig) -> None:
     """Have the VIP of `PLAIN`."""
-    (at, *_) = rig.members["se-5"].addresses
+    at = rig.members["se-5"].address
     await rig.namespaces.ip("se-5", [f"addr add {PLAIN}/32 dev lo"])
     await rig.namespaces.ip("router", [f"route add {PLAIN} via {at}"])
     log = rig.directory / "plain.log"

@@ -105,6 +105,7 @@ class Rig:
         self.namespaces = Namespaces(PREFIX)
         self.handovers: dict[str, Handover] = {}
         self.members: dict[str, Member] = {}
+        self.addresses: dict[str, tuple[str, str]] = {}
         self.spread_over: tuple[str, ...] = ()
         self._clients: list[Client] = []
 
@@ -166,8 +167,8 @@ class Rig:
                 f"addr add {VIP_6}/128 dev lo nodad",
             ],
         )
-        (link,) = msgspec.json.decode(await space.run(name, ["ip", "-j", "link", "show", "eth0"]))
-        self.members[name] = Member(name=name, addresses=at, mac=link["address"])
+        self.members[name] = Member(name=name, address=at[0])
+        self.addresses[name] = at
         self.handovers[name] = Handover(self.directory / f"{name}.json", space.path(name))
         if serve:
             log = self.directory / f"{name}.log"
@@ -184,6 +185,7 @@ class Rig:
             name: Ring(
                 me=name,
                 members=members,
+                also=tuple(member.address for member in self.members.values()),
                 vips=(VIP, VIP_6),
                 back=looks_back(name, self.spread_over, names),
             )
@@ -193,10 +195,7 @@ class Rig:
     async def spread(self, *names: str) -> None:
         """Have the router spread the VIPs over these."""
         for version, vip in ((4, VIP), (6, VIP_6)):
-            ways = [
-                f"nexthop via {self.members[name].addresses[version == 6]} dev eth1"
-                for name in names
-            ]
+            ways = [f"nexthop via {self.addresses[name][version == 6]} dev eth1" for name in names]
             words = f"-{version} route replace {vip} {' '.join(ways)}"
             await self.namespaces.run("router", ["ip", *words.split()])
         self.spread_over = names

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from akocore.engines.handover import Handover, HandoverError, Member, Ring
-from akocore.engines.handover.plan import Rule, batch
+from akocore.engines.handover.plan import Rule, batch, link
 from akocore.lab.namespaces import Namespaces
 from handover.conftest import MakeRig
 from handover.rig import PREFIX, VIP, resets
@@ -22,8 +22,7 @@ pytestmark = pytest.mark.real
 MEMBERS = tuple(
     Member(
         name=f"se-{n}",
-        addresses=(f"10.10.16.{191 + n}", f"fd00:10:10:16::{191 + n}"),
-        mac=f"02:00:00:00:00:0{n}",
+        address=f"10.10.16.{191 + n}",
     )
     for n in (1, 2, 3)
 )
@@ -59,10 +58,8 @@ async def kernel(space: Namespaces) -> dict[str, str]:
         f"/proc/sys/net/{key}"
         for key in (
             "netfilter/nf_conntrack_tcp_loose",
-            "netfilter/nf_conntrack_tcp_be_liberal",
             "ipv4/ip_forward",
             *(f"ipv4/conf/{i}/{k}" for i in ("all", "eth0") for k in ("forwarding",)),
-            *(f"ipv4/conf/{i}/{k}" for i in ("all", "eth0") for k in ("send_redirects",)),
             "ipv6/conf/all/forwarding",
             "ipv6/conf/eth0/forwarding",
         )
@@ -71,11 +68,14 @@ async def kernel(space: Namespaces) -> dict[str, str]:
         "nft list ruleset",
         "ip -4 rule",
         "ip -6 rule",
+        "ip -br link",
         "ip -4 route show table all",
         "ip -6 route show table all",
         f"head -n 99 {keys}",
     )
-    return {c: await space.run("one", c.split()) for c in commands}
+    found = {c: await space.run("one", c.split()) for c in commands}
+    # Those of a device that came later stand later.
+    return {c: "\n".join(sorted(t.splitlines())) if "route" in c else t for c, t in found.items()}
 
 
 async def test_what_is_removed_leaves_the_kernel_as_it_was(
@@ -107,14 +107,21 @@ async def test_wherever_a_crash_ended_it_applying_again_does_the_rest(
     lines = batch(RING, 4, [Rule(priority=0, table="local")])
     for done in range(len(lines) + 1):
         await Handover(file, space.path("one")).remove()
-        await space.ip("one", lines[:done])
+        await begin(space, lines[:done])
         assert "lookup local" in await space.run("one", ["ip", "-4", "rule"])
         await Handover(file, space.path("one")).apply(RING)
         assert await kernel(space) == wanted
         await Handover(file, space.path("one")).remove()
-        await space.ip("one", lines[:done])
+        await begin(space, lines[:done])
         await Handover(file, space.path("one")).remove()
         assert await kernel(space) == before
+
+
+async def begin(space: Namespaces, lines: list[str]) -> None:
+    """Make the tunnel, and the first rules."""
+    for words in link():
+        await space.run("one", words)
+    await space.ip("one", lines)
 
 
 async def test_a_lost_packet_filter_and_a_lost_file_are_mended(
@@ -149,14 +156,14 @@ async def test_a_change_of_vips_keeps_what_was_counted(rig: MakeRig) -> None:
 async def test_traffic_that_is_not_for_a_vip_is_left_alone(rig: MakeRig) -> None:
     async with rig(2) as running:
         await running.ring(*running.engines)
-        (own, *_) = running.members["se-1"].addresses
+        own = running.members["se-1"].address
         assert len(await resets(running, 10, vip=own)) == 10
         assert await running.counted() == {"begun": 0, "passed": 0, "unowned": 0}
 
         # A Service Engine is no router but for what it hands over.
         await running.namespaces.ip("router", [f"route add 10.99.0.9 via {own}"])
         await running.namespaces.ip("se-2", ["addr add 10.99.0.9/32 dev lo"])
-        (other, *_) = running.members["se-2"].addresses
+        other = running.members["se-2"].address
         await running.namespaces.ip("se-1", [f"route add 10.99.0.9 via {other}"])
         assert not await arrives(running.namespaces)
         await running.handovers["se-1"].apply(
@@ -192,3 +199,49 @@ async def test_what_the_kernel_refuses_is_said(space: Namespaces, tmp_path: Path
     assert handover.ring is None
     await handover.apply(RING)
     assert handover.ring == RING
+
+
+async def test_a_tunnel_that_is_not_as_it_must_be_is_made_anew(
+    space: Namespaces, tmp_path: Path
+) -> None:
+    handover = Handover(tmp_path / "one.json", space.path("one"))
+    await handover.apply(RING)
+    wanted = await kernel(space)
+    other = "type vxlan id 7 dev eth0 dstport 14789"
+    for lines in (
+        ["link set akocore-ho down"],
+        ["link del akocore-ho"],
+        ["link del akocore-ho", f"link add akocore-ho {other}", "link set akocore-ho up"],
+    ):
+        await space.ip("one", lines)
+        await handover.apply(RING)
+        assert await kernel(space) == wanted
+
+
+async def test_a_setting_that_is_right_is_not_written_and_one_that_is_not_is_named(
+    space: Namespaces, tmp_path: Path
+) -> None:
+    """As in a pod, where /proc/sys is read-only."""
+    read_only = (
+        "import asyncio, sys; from pathlib import Path; import msgspec;"
+        "from akocore.engines.handover import Handover, HandoverError, Ring\n"
+        "ring = msgspec.json.decode(sys.argv[1], type=Ring)\n"
+        "try: asyncio.run(Handover(Path(sys.argv[2])).apply(ring)); print('applied')\n"
+        "except HandoverError as err: print(err)"
+    )
+    mount = (
+        "mount -t proc proc /proc && mount --bind /proc/sys /proc/sys"
+        ' && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    )
+    ring = msgspec.json.encode(msgspec.structs.replace(RING, vips=(VIP,))).decode()
+    words = ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", read_only, ring]
+
+    async def tried() -> str:
+        return await space.run("one", [*words, str(tmp_path / "one.json")])
+
+    await space.sysctl("one", {"net/ipv4/ip_forward": 0})
+    assert "Set net.ipv4.ip_forward=1 on this node" in await tried()
+    await space.sysctl("one", {"net/ipv4/ip_forward": 1, "net/ipv4/conf/all/rp_filter": 1})
+    assert "Set net.ipv4.conf.all.rp_filter=2 on this node" in await tried()
+    await space.sysctl("one", {"net/ipv4/conf/all/rp_filter": 2})
+    assert await tried() == "applied\n"

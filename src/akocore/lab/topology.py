@@ -116,10 +116,6 @@ class _Lab(Struct, frozen=True, kw_only=True, rename="camel"):
     engines: tuple[Engine, ...] = ()
 
 
-class _Link(Struct):
-    address: str
-
-
 class Topology:
     """One lab.  ``directory`` is its own; sockets in it want a short name.
 
@@ -611,26 +607,23 @@ class Topology:
         """
         if not self.plan.handover:
             return
-        ring = await asyncio.gather(*(self._member(name) for name in _in_order(members)))
+        ring = tuple(self._member(name) for name in _in_order(members))
+        also = tuple(self._member(name).address for name in self.engines)
         old, new = (_in_order(names) for names in (before, members if after is None else after))
 
         wanted = {}
         for name in _in_order(members):
             last = self.handover(name).ring
             back = looks_back(name, old, new) if old else last is not None and last.back
-            wanted[name] = Ring(me=name, members=tuple(ring), vips=self.vips, back=back)
+            wanted[name] = Ring(
+                me=name, members=ring, vips=self.vips, mtu=1500, also=also, back=back
+            )
         if wanted:
             await bring(self._handovers, wanted)
 
-    async def _member(self, name: str) -> Member:
-        number = int(name.removeprefix("se-"))
-        shown = await self.namespaces.run(name, ["ip", "-j", "link", "show", "eth0"])
-        (link,) = msgspec.json.decode(shown, type=list[_Link])
-        at: dict[int, str] = {}
-        for network in self.plan.networks:
-            address = self.address(number, network)
-            at.setdefault(ip_address(address).version, address)
-        return Member(name=name, addresses=tuple(at.values()), mac=link.address)
+    def _member(self, name: str) -> Member:
+        main = next(iter(self.plan.networks))
+        return Member(name=name, address=self.address(int(name.removeprefix("se-")), main))
 
     async def _drop(self, name: str) -> None:
         if (session := self.sessions.pop(name, None)) is not None:

@@ -1,95 +1,114 @@
 """Which rules hand a flow over; pure.
 
-**Whose packet is it?**  Connection tracking in strict mode (`nf_conntrack_tcp_loose=0`: what
-doesn't begin by SYN isn't tracked) calls a packet of a connection that began elsewhere `invalid`.
-A SYN always stays where the router sent it.  Windows are not judged
-(`nf_conntrack_tcp_be_liberal=1`), so that the owner doesn't take a packet of its own for foreign.
+**Whose packet is it?**  Connection tracking knows: a connection is this Service Engine's own when
+it has answered (`ct state established`: a reply was seen).  What begins by SYN stays where the
+router sent it.  Any other packet to a VIP is *foreign*: one of a connection that began elsewhere is
+`new` (`nf_conntrack_tcp_loose=1`, the kernel's default, picks it up), or `invalid` if its first
+packet here is a FIN or RST.  What is invalid otherwise is a packet of an own connection outside of
+its window, and stays.  No mark of a connection is needed, so none is in the way of others that use
+them; a connection that tracking forgot is own again with the first packet that is answered.
 
 **Where does it go?**  Its mark is looked up before the local table, where the VIP is, and its
-table has one route: to the neighbour in the ring.  Both neighbours have a table, since the
-likely owner is on a side that can be told: see `looks_back`.  Who has the packet from the router
-chooses the side, the others go on in the same direction, so no two of them must agree.
+table has one route: through a tunnel to the neighbour in the ring, which may be on the same segment
+or many routers away.  Both neighbours have a table, since the likely owner is on a side that can be
+told: see `looks_back`.  Who has the packet from the router chooses the side, the others go on in
+the same direction, so no two of them must agree.
+
+**The tunnel** is one VXLAN-GPE device (IP in UDP, no Ethernet and so no neighbours to resolve)
+that takes the other end from the route (`external`).  Only Service Engines of the group may send
+to its port (an address can be forged on a network that allows it), and what comes out is dropped
+unless it is TCP for a VIP: nobody may use it to get anywhere else.  Its MTU is the largest there
+is, so no packet inside is refused or fragmented; the outer one would be, so SYN|ACK from a VIP
+offers an MSS that leaves room for it (`Ring.mtu`).
 
 **When does it end?**  Who has the packet from the router sets its TTL (IPv6: hop limit) to 64
-forwards or 128 backwards, plus the number of others.  Forwarding takes one off, as ever; with 64
-or 128 all have seen it, so the last one keeps it, and its TCP answers with the one RST.  That a
-packet comes from another Service Engine is told by the Ethernet address that sent it, so what a
-client writes into TTL or DSCP means nothing, and a packet from the router starts anew.  The TTL
-is the one field that needs no restoring: it is nothing that a TCP endpoint reads, ECN and DSCP
-stay the client's, and the packet never leaves the segment.  Should rules ever contradict each
-other, the kernel itself ends the packet by its TTL.
+forwards or 128 backwards, plus one hop more than twice the number of others.  Forwarding takes one
+off, as ever; with 64 or 128 all have seen it, so the last one keeps it, and its TCP answers with
+the one RST.  Once round would do if all members knew the same ring; as each learns of a change when
+it does, a packet may go round partly by the old ring and partly by the new one.  A packet that
+didn't come by the tunnel starts anew, so what a client writes into TTL or DSCP means nothing.  The
+TTL is the one field that needs no restoring: no TCP endpoint reads it.  Should rules ever
+contradict each other, the kernel itself ends the packet by its TTL.
+
+**kube-proxy** drops what is invalid and forwarded: foreign FINs and RSTs are untracked instead.
 
 **What is not covered**: UDP and QUIC; ICMP errors to a VIP, which the router may bring to another
-Service Engine than the flow's; Service Engines that are not on one Ethernet segment; connections
-that began before the rules were there (have them before the VIP is announced); those that
-connection tracking forgets before TCP does: silent for five days, or half closed and silent for
-one minute (`nf_conntrack_tcp_timeout_close_wait`).  Each connection takes an entry of
-`nf_conntrack_max`.  An SE that takes its routes from router advertisements needs `accept_ra=2`,
-since it forwards now.
+Service Engine than the flow's; connections that began before connection tracking ran.  Each foreign
+flow takes an entry of `nf_conntrack_max` for five minutes.
 
-Sources: Linux net/netfilter/nf_conntrack_proto_tcp.c (loose, liberal), net/core/fib_rules.c,
-Documentation/networking/nf_conntrack-sysctl.rst; nft(8), ip-rule(8).  GitHub's GLB Director has
-a second chance for flows by another design: its directors name the second server.
+Sources: Linux net/netfilter/nf_conntrack_proto_tcp.c (loose), net/core/fib_rules.c,
+drivers/net/vxlan/vxlan_core.c (external, gpe), Documentation/networking/nf_conntrack-sysctl.rst;
+nft(8), ip-rule(8), ip-route(8) (encap); draft-ietf-nvo3-vxlan-gpe.  GitHub's GLB Director has a
+second chance for flows by another design: its directors name the second server.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from akocore._fast.ecmp import EcmpGroup
 
 __all__ = [
+    "DEVICE",
     "MAX_MEMBERS",
+    "PORT",
     "Member",
     "Ring",
     "Rule",
     "batch",
     "delta",
+    "link",
     "looks_back",
     "ruleset",
-    "steps",
     "sysctls",
     "undo",
 ]
 
-MAX_MEMBERS = 16
+MAX_MEMBERS = 32
 TABLE = "akocore_handover"  # of nftables
-_DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+DEVICE = "akocore-ho"
+PORT = 14_789  # UDP; not VXLAN's own, which a cluster's network may use
+_VNI = 0xA4C
+_DEVICE_MTU = 65_000
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _FORWARDS, _BACKWARDS = 64, 128  # TTL when all have seen the packet
+_MOST_HOPS = 63  # 2 * (MAX_MEMBERS - 1) + 1
 _MARKS = {"next": 0x0A4C_0001, "previous": 0x0A4C_0002}  # also the numbers of routing tables
+_OUTER = {4: 20 + 8 + 8, 6: 40 + 8 + 8}  # bytes before a packet in the tunnel: IP, UDP, VXLAN-GPE
+_HEADERS = {4: 20 + 20, 6: 40 + 20}  # bytes of IP and TCP
 
 _FAMILIES = {4: ("ip", "vips4", "ttl"), 6: ("ip6", "vips6", "hoplimit")}
 
 
 class Member(Struct, frozen=True, kw_only=True):
-    """One Service Engine: its addresses on the group's segment, and that of its interface."""
+    """One Service Engine, and the address at which others reach it."""
 
     name: str
-    addresses: tuple[str, ...]  # at most one of IPv4 and one of IPv6
-    mac: str
+    address: str
 
 
 class Ring(Struct, frozen=True, kw_only=True):
     """What one Service Engine must know.  ``members``: in the order of the router's next hops.
 
     ``back``: it asks its previous member first; see `looks_back`.  ``forwards``: this machine is
-    a router for others too, so packets that are not handed over are not dropped here.  ``hops``
-    (0: one less than members) and ``also`` (more members' Ethernet addresses) are for `steps`.
+    a router for others too, so packets that are not handed over are not dropped here.
+    ``also``: addresses of those that may join or have left, as members learn of it one by one.
+    ``device``, ``mtu``: the interface to the others, and what goes through it in bytes (0: MSS is
+    left as it is).
     """
 
     me: str
     members: tuple[Member, ...]
     vips: tuple[str, ...] = ()
     device: str = "eth0"
+    mtu: int = 0
+    also: tuple[str, ...] = ()
     back: bool = False
     forwards: bool = False
-    hops: int = 0
-    also: tuple[str, ...] = ()
 
 
 class Rule(Struct):
@@ -129,39 +148,6 @@ def _ranges(hops: Sequence[str]) -> dict[str, tuple[int, int]]:
     }
 
 
-def steps(there: Mapping[str, Ring], wanted: Mapping[str, Ring]) -> list[dict[str, Ring]]:
-    """What to apply to each member, one dictionary after the other, so that no packet misses.
-
-    Members change one by one.  Between, a packet may go round partly by the old ring and partly
-    by the new one, so it needs the hops of the longer, and all must know each other.  So a ring
-    that grows gets hops before members, and one that shrinks loses members before hops.
-    """
-    rings = {name: there.get(name, ring) for name, ring in wanted.items()}
-    longest = max(len(ring.members) for ring in (*rings.values(), *wanted.values()))
-    known = {m.mac.lower() for r in (*rings.values(), *wanted.values()) for m in r.members}
-
-    def between(ring: Ring) -> Ring:
-        others = {member.mac.lower() for member in ring.members}
-        return structs.replace(ring, hops=longest - 1, also=tuple(sorted(known - others)))
-
-    first = {name: between(ring) for name, ring in rings.items()}
-    second = {name: between(ring) for name, ring in wanted.items()}
-    found: list[dict[str, Ring]] = []
-    for step in (first, second, dict(wanted)):
-        before = {**there, **(found[-1] if found else {})}
-        if any(not _alike(before.get(name), ring) for name, ring in step.items()):
-            found.append(step)
-    return found
-
-
-def _alike(one: Ring | None, other: Ring) -> bool:
-    """Whether they mean the same rules."""
-    if one is None:
-        return False
-    routes = [[member.addresses for member in ring.members] for ring in (one, other)]
-    return one.me == other.me and routes[0] == routes[1] and ruleset(one) == ruleset(other)
-
-
 # ─── the packet filter
 
 
@@ -172,26 +158,29 @@ def _checked(ring: Ring) -> tuple[Member, ...]:
         raise ValueError(
             f"a ring has {ring.me} once among at most {MAX_MEMBERS} members, not {names}"
         )
-    if not _DEVICE.fullmatch(ring.device):
+    if not _NAME.fullmatch(ring.device):
         raise ValueError(f"{ring.device!r} is no name of an interface")
-    for mac in (*(member.mac for member in ring.members), *ring.also):
-        if not _MAC.fullmatch(mac):
-            raise ValueError(f"{mac!r} is no Ethernet address")
-    for address in (*ring.vips, *(a for member in ring.members for a in member.addresses)):
+    for address in (*ring.vips, *ring.also, *(member.address for member in ring.members)):
         if "%" in str(ip_address(address)):  # a scope could be any text
             raise ValueError(f"{address!r} has a scope")
     at = names.index(ring.me)
     return (*ring.members[at + 1 :], *ring.members[:at])
 
 
+def _split(addresses: Iterable[str]) -> dict[int, list[str]]:
+    """By version, in order."""
+    found = sorted({ip_address(a) for a in addresses}, key=lambda ip: (ip.version, int(ip)))
+    return {v: [str(ip) for ip in found if ip.version == v] for v in (4, 6)}
+
+
 def _sets(ring: Ring) -> dict[str, tuple[str, list[str]]]:
     """Name: type and elements, in order."""
-    vips = sorted({ip_address(vip) for vip in ring.vips}, key=lambda ip: (ip.version, int(ip)))
-    others = sorted({member.mac.lower() for member in _checked(ring)} | {*ring.also})
+    vips, peers = _split(ring.vips), _split({*(one.address for one in _checked(ring)), *ring.also})
     return {
-        "vips4": ("ipv4_addr", [str(ip) for ip in vips if ip.version == 4]),
-        "vips6": ("ipv6_addr", [str(ip) for ip in vips if ip.version == 6]),
-        "members": ("ether_addr", others),
+        "vips4": ("ipv4_addr", vips[4]),
+        "vips6": ("ipv6_addr", vips[6]),
+        "peers4": ("ipv4_addr", peers[4]),
+        "peers6": ("ipv6_addr", peers[6]),
     }
 
 
@@ -209,8 +198,6 @@ def delta(before: Ring | None, ring: Ring) -> str:
     if before is None:
         return ruleset(ring)
     old, new = _sets(before), _sets(ring)
-    if _chains(before) != _chains(ring):
-        return ruleset(ring)
     lines = []
     for name, (_, wanted) in new.items():
         there = old[name][1]
@@ -220,6 +207,13 @@ def delta(before: Ring | None, ring: Ring) -> str:
         ):
             if elements:
                 lines.append(f"{verb} element inet {TABLE} {name} {{ {', '.join(elements)} }}\n")
+    if _chains(before) != _chains(ring):  # within the one transaction; counters are apart
+        chains = [c for one in (before, ring) for c in _chains(one)]
+        names = dict.fromkeys(c.split()[1] for c in chains if c.startswith("\tchain "))
+        lines += [f"add chain inet {TABLE} {name}\n" for name in names]
+        lines += [f"flush chain inet {TABLE} {name}\n" for name in names]
+        lines += [f"delete chain inet {TABLE} {name}\n" for name in names]
+        lines += [f"table inet {TABLE} {{\n", "\n".join(_chains(ring)), "\n}\n"]
     return "".join(lines)
 
 
@@ -231,42 +225,87 @@ def _table(ring: Ring) -> Iterator[str]:
         if elements:
             yield f"\t\telements = {{ {', '.join(elements)} }}"
         yield "\t}"
+    yield from (f"\tcounter {name} {{ }}" for name in ("begun", "passed", "unowned"))
     yield from _chains(ring)
     yield "}"
 
 
 def _chains(ring: Ring) -> list[str]:
-    others = len(_checked(ring))
-    start = (_BACKWARDS if ring.back else _FORWARDS) + (ring.hops or others)
+    others = _checked(ring)
+    start = (_BACKWARDS if ring.back else _FORWARDS) + 2 * len(others) + 1
     first = "previous" if ring.back else "next"
     marks = ", ".join(f"{mark:#010x}" for mark in _MARKS.values())
     lines = [
-        *(f"\tcounter {name} {{ }}" for name in ("begun", "passed", "unowned")),
-        "\tchain prerouting {",
-        "\t\ttype filter hook prerouting priority mangle; policy accept;",
-        f'\t\tiifname != "{ring.device}" accept',
+        "\tchain untracked_in {",
+        "\t\ttype filter hook prerouting priority raw; policy accept;",
+        f"\t\tudp dport {PORT} notrack",
+        "\t}",
+        "\tchain untracked_out {",
+        "\t\ttype filter hook output priority raw; policy accept;",
+        f"\t\tudp dport {PORT} notrack",
+        "\t}",
+        "\tchain tunnel_in {",
+        "\t\ttype filter hook input priority filter - 1; policy accept;",
+        f"\t\tudp dport {PORT} ip saddr != @peers4 drop",
+        f"\t\tudp dport {PORT} ip6 saddr != @peers6 drop",
+        "\t}",
     ]
-    families = [_FAMILIES[version] for version in _versions(ring)]
-    lines += [
-        f"\t\t{family} daddr @{vips} tcp flags & syn == 0x0 ct state invalid goto {family}_flow"
-        for family, vips, _ in families
-    ]
-    lines.append("\t}")
-    for family, _, field in families:
-        lines.append(f"\tchain {family}_flow {{")
+    for family, _, field in _FAMILIES.values():
+        lines.append(f"\tchain {family}_passed {{")
         if others:
-            lines.append(f"\t\tether saddr @members goto {family}_passed")
-            lines.append(
-                f"\t\t{family} {field} set {start} meta mark set {_MARKS[first]:#010x}"
-                " counter name begun accept"
-            )
-            lines += ["\t}", f"\tchain {family}_passed {{"]
             lines += [
-                f"\t\t{family} {field} {end + 1}-{end + MAX_MEMBERS - 1}"
+                f"\t\t{family} {field} {end + 1}-{end + _MOST_HOPS}"
                 f" meta mark set {_MARKS[side]:#010x} counter name passed accept"
                 for side, end in (("next", _FORWARDS), ("previous", _BACKWARDS))
             ]
-        lines += ["\t\tcounter name unowned", "\t}"]
+        lines += [
+            "\t\tcounter name unowned",
+            "\t}",
+            f"\tchain {family}_flow {{",
+            "\t\tct state invalid tcp flags & (fin | rst) == 0x0 accept",
+        ]
+        if others:
+            lines += [
+                "\t\tct state invalid notrack",
+                f'\t\tiifname "{DEVICE}" goto {family}_passed',
+                (
+                    f"\t\t{family} {field} set {start} meta mark set {_MARKS[first]:#010x}"
+                    " counter name begun accept"
+                ),
+            ]
+        else:
+            lines.append("\t\tcounter name unowned")
+        lines.append("\t}")
+    lines += [
+        "\tchain from_tunnel {",
+        *(
+            f"\t\t{family} daddr @{vips} meta l4proto tcp return"
+            for family, vips, _ in _FAMILIES.values()
+        ),
+        "\t\tdrop",
+        "\t}",
+        "\tchain prerouting {",
+        "\t\ttype filter hook prerouting priority mangle; policy accept;",
+        f'\t\tiifname "{DEVICE}" jump from_tunnel',
+        "\t\tct state established accept",
+        '\t\tiifname "lo" accept',
+        *(
+            f"\t\t{family} daddr @{vips} tcp flags & syn == 0x0 goto {family}_flow"
+            for family, vips, _ in _FAMILIES.values()
+        ),
+        "\t}",
+        "\tchain postrouting {",
+        "\t\ttype filter hook postrouting priority mangle; policy accept;",
+        f'\t\toifname "{DEVICE}" meta mark set 0x0',  # lest the outer packet is handed over, too
+    ]
+    if ring.mtu:
+        outer = _OUTER[ip_address(_own(ring).address).version]
+        lines += [
+            f"\t\t{family} saddr @{vips} tcp flags & (syn | ack) == syn | ack"
+            f" tcp option maxseg size set {ring.mtu - outer - _HEADERS[version]}"
+            for version, (family, vips, _) in _FAMILIES.items()
+        ]
+    lines.append("\t}")
     if not ring.forwards:
         lines += [
             "\tchain forward {",
@@ -277,35 +316,39 @@ def _chains(ring: Ring) -> list[str]:
     return lines
 
 
-# ─── the kernel's settings and routes
+# ─── the tunnel, the kernel's settings, and routes
+
+
+def link() -> list[list[str]]:
+    """Commands that make the tunnel; a device of its name with other properties must be gone."""
+    kind = ["external", "gpe", "dstport", str(PORT), "nolearning", "udp6zerocsumrx"]
+    return [
+        ["ip", "link", "add", DEVICE, "type", "vxlan", *kind],
+        ["ip", "link", "set", DEVICE, "addrgenmode", "none"],  # so it sends no redirects of ICMPv6
+        ["ip", "link", "set", DEVICE, "mtu", str(_DEVICE_MTU), "up"],
+    ]
 
 
 def sysctls(ring: Ring) -> dict[str, str]:
-    """Paths below /proc/sys, in the order to write them."""
-    versions = _versions(ring)
-    wanted = {
-        "net/netfilter/nf_conntrack_tcp_loose": "0",
-        "net/netfilter/nf_conntrack_tcp_be_liberal": "1",
+    """Paths below /proc/sys, in the order to write them; those of the tunnel end with it."""
+    _checked(ring)
+    out = {
+        "net/netfilter/nf_conntrack_tcp_loose": "1",
+        f"net/ipv4/conf/{DEVICE}/rp_filter": "2",
+        f"net/ipv4/conf/{DEVICE}/forwarding": "1",
+        f"net/ipv4/conf/{ring.device}/forwarding": "1",
     }
-    if 4 in versions:
-        wanted |= {
-            # A packet leaves by the interface that it came by: that is no news for its sender.
-            "net/ipv4/conf/all/send_redirects": "0",
-            f"net/ipv4/conf/{ring.device}/send_redirects": "0",
-            f"net/ipv4/conf/{ring.device}/forwarding": "1",
-        }
-    if 6 in versions:
-        wanted["net/ipv6/conf/all/forwarding"] = "1"  # IPv6 forwards by no other
-    return wanted
+    if 6 in _versions(ring):
+        out["net/ipv6/conf/all/forwarding"] = "1"
+    return out
 
 
 def _versions(ring: Ring) -> list[int]:
-    mine = next(member for member in ring.members if member.name == ring.me)
-    return sorted({ip_address(address).version for address in mine.addresses})
+    return sorted({ip_address(vip).version for vip in ring.vips} | {4})
 
 
-def _via(member: Member, version: int) -> str | None:
-    return next((a for a in member.addresses if ip_address(a).version == version), None)
+def _own(ring: Ring) -> Member:
+    return next(member for member in ring.members if member.name == ring.me)
 
 
 def batch(ring: Ring, version: int, there: Collection[Rule]) -> list[str]:
@@ -319,10 +362,11 @@ def batch(ring: Ring, version: int, there: Collection[Rule]) -> list[str]:
     lines = []
     if others and version in _versions(ring):
         for side, member in (("next", others[0]), ("previous", others[-1])):
-            if (via := _via(member, version)) is None:
-                raise ValueError(f"{member.name} has no address of IPv{version}")
+            outer = _FAMILIES[ip_address(member.address).version][0]
+            field = "ttl" if outer == "ip" else "hoplimit"
             lines.append(
-                f"route replace default via {via} dev {ring.device} onlink table {_MARKS[side]}"
+                f"route replace default table {_MARKS[side]}"
+                f" encap {outer} id {_VNI} dst {member.address} {field} 64 dev {DEVICE}"
             )
     else:
         lines += [f"route flush table {table}" for table in _MARKS.values()]
