@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -27,7 +27,13 @@ from akocore.engines.frr.config import (
 )
 from akocore.engines.frr.observe import Observed
 from akocore.events import Events
-from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterSession
+from akocore.kube.objects import (
+    BgpProfile,
+    NetworkSpec,
+    ReplicaRouter,
+    RouterSession,
+    ServiceEngineGroupSpec,
+)
 from akocore.place.balance import Balance
 from akocore.place.virtual_services import Home, VirtualService
 from akocore.realise_l4 import listener_names
@@ -77,7 +83,20 @@ class RoutedEngines(Protocol):
         """The address of its own that it asks backends from; "": that of an interface."""
         ...
 
-    def route(self, name: str, config: RouterConfig) -> None: ...
+    def route(self, name: str, config: RouterConfig, handed: Collection[str] | None = None) -> None:
+        """``handed``: VIPs whose flows it may hand over to others of its group; None: off."""
+        ...
+
+    @property
+    def leaving(self) -> Mapping[str, str]:
+        """Groups of those that we see to, that leave and own flows still."""
+        ...
+
+    def hands_over(self, name: str) -> bool: ...
+    def look_round(self) -> None:
+        """Those that hand flows over may be others now."""
+        ...
+
     async def observe(self, name: str) -> Observed | None: ...
 
 
@@ -85,7 +104,8 @@ class RouteHealth:
     """Keeps each router's VIPs as its Envoy deserves, and says when a session changes.
 
     ``drained_s``: how long a virtual service that leaves a Service Engine is announced as about
-    to go; then it still answers there for the ``held_s`` of ``engines``.
+    to go; then it still answers there for the ``held_s`` of ``engines``, or as long as connections
+    have to end when others hand them over to it.
     """
 
     def __init__(
@@ -103,7 +123,6 @@ class RouteHealth:
         self._engines = engines
         self._events = events
         self._drained_s = drained_s
-        self._held_s = engines.held_s
         self._due = asyncio.Event()
         # By (Service Engine, address):
         self._announced: dict[tuple[str, str], int | None] = {}  # the Envoy's pid
@@ -259,11 +278,27 @@ class RouteHealth:
             await self._due.wait()
             self._due.clear()
             began = loop.time()
-            for name in self._engines.running:
+            self._engines.look_round()
+            handed = self._handed()
+            for name, process in self._engines.running.items():
                 if address := self._engines.address(name):
-                    self._engines.route(name, self.config(name, address))
+                    config = self.config(name, address)
+                    self._engines.route(name, config, handed.get(process.group))
             # With thousands of virtual services it takes long, and others have work to do.
             await asyncio.sleep(min(_REST * (loop.time() - began), _REST_MAX_S))
+
+    def _handed(self) -> dict[str, set[str]]:
+        """Addresses of each group whose flows are handed over.  Cost: the virtual services."""
+        groups = self._at.infrastructure.groups
+        out: dict[str, set[str]] = {}
+        for name in {process.group for process in self._engines.running.values()}:
+            if (spec := groups.get(name)) is None or spec.flow_handover:
+                out[name] = set()
+        for service in self._at.placement.services.values():
+            for home in service.homes:
+                if home.group in out:
+                    out[home.group].add(home.address)
+        return out
 
     # ── what a router is to do ──────────────────────────────────────────────────────────────
 
@@ -378,13 +413,22 @@ class RouteHealth:
         age = loop.time() - began
         for until, state in (
             (self._drained_s, VipState.DRAINING),
-            (self._drained_s + self._held_s, VipState.HELD),
+            (self._drained_s + self._held(key[0]), VipState.HELD),
         ):
             told = self._announced.get(key) == pid and key not in self._answered
             if age < until and (state is VipState.HELD or told):
                 loop.call_later(until - age + 0.01, self.due)
                 return state
         return None
+
+    def _held(self, name: str) -> float:
+        """How long an address that it gives up answers on, for flows that come by others."""
+        held_s = self._engines.held_s
+        if not self._engines.hands_over(name):
+            return held_s
+        group = self._engines.running[name].group
+        spec = self._at.infrastructure.groups.get(group, ServiceEngineGroupSpec())
+        return max(held_s, spec.pods.drain_seconds) if spec.flow_handover else held_s
 
     def _serves(self, name: str, pid: int | None, service: VirtualService, home: Home) -> bool:
         """Whether an Envoy answers at the address of a virtual service."""
@@ -506,6 +550,10 @@ class RouteHealth:
     def router(self, name: str) -> ReplicaRouter | None:
         """The router of a Service Engine as it is told from replica to replica."""
         process = self._engines.running.get(name)
+        if (leaving := self._engines.leaving.get(name)) is not None:
+            at = self._engines.address(name)
+            ready = self._engines.hands_over(name)
+            return ReplicaRouter(name, leaving, at, hands_over=ready, leaving=True)
         if process is None:
             return self._engines.elsewhere.get(name)
         found = self.observed.get(name)
@@ -514,6 +562,7 @@ class RouteHealth:
             group=process.group,
             address=self._engines.address(name),
             usable=self._life(name) is not None,
+            hands_over=self._engines.hands_over(name),
             weight=self._weight(name),
             announced=tuple(sorted(a for one, a in self._announced if one == name)),
             standby=tuple(sorted(a for one, a in self._standby if one == name)),
@@ -533,7 +582,8 @@ class RouteHealth:
 
     def routers(self) -> tuple[ReplicaRouter, ...]:
         """Those that we see to."""
-        found = (self.router(name) for name in sorted(self._engines.running))
+        names = sorted({*self._engines.running, *self._engines.leaving})
+        found = (self.router(name) for name in names)
         return tuple(one for one in found if one is not None)
 
     def configurations(self) -> list[dict[str, Any]]:

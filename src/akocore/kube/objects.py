@@ -432,7 +432,9 @@ class ServiceEngineGroupSpec(Part, frozen=True):
     """``minSePerVs``: how many Service Engines serve each virtual service at once.
 
     ``haMode``: ActiveActive; NPlusM: ``bufferSe`` Service Engines stay free for those that fail;
-    ActiveStandby: one serves, and a second one stands by.
+    ActiveStandby: one serves, and a second one stands by.  ``flowHandover``: those that have
+    agents hand packets of each other's connections on, so that none breaks when one comes or
+    leaves; through UDP port 14789 between them.
     """
 
     ha_mode: str = "ActiveActive"
@@ -441,6 +443,7 @@ class ServiceEngineGroupSpec(Part, frozen=True):
     max_se_per_vs: Annotated[int, Meta(ge=1, le=64)] = 4
     max_se: Annotated[int, Meta(ge=1, le=64)] = 10
     auto_rebalance: bool = False
+    flow_handover: bool = True
     pods: ServiceEnginePods = ServiceEnginePods()
 
 
@@ -641,13 +644,16 @@ class ReplicaRouter(Part, frozen=True):
 
     ``usable``: its Envoy serves; ``weight``: how much it is to get, 1 as others; ``announced``:
     addresses that it is told to announce, ``standby``: those of them that others serve while they
-    can; ``advertised``: prefixes that a peer has.
+    can; ``advertised``: prefixes that a peer has.  ``handsOver``: others may hand flows to it;
+    ``leaving``: it serves just the connections that it has.
     """
 
     name: str
     group: str
     address: str = ""
     usable: bool = False
+    hands_over: bool = False
+    leaving: bool = False
     weight: float = 1.0
     announced: tuple[str, ...] = ()
     standby: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -241,7 +241,17 @@ class Fleet(Engines):
 
     # ─── routing
 
-    def route(self, name: str, config: RouterConfig) -> None:
+    leaving: Mapping[str, str] = {}  # none hands flows over by its controller, but all by us
+
+    def hands_over(self, _name: str) -> bool:
+        return False
+
+    def look_round(self) -> None:
+        """Nobody comes or goes but by us."""
+
+    def route(
+        self, name: str, config: RouterConfig, _handed: Collection[str] | None = None
+    ) -> None:
         """Bring its router to ``config`` soon, and keep trying; a later call goes before."""
         if name in self._tellers and self._routes.get(name) != config:
             self._routes[name] = config

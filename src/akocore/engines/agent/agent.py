@@ -4,6 +4,10 @@ An address is announced while three things hold: the controller says so of this 
 (which has then acknowledged what it is to serve), the process lives, and its workers answer.  The
 first needs a controller; the others are seen here.  So without any controller all goes on as it
 is, and an Envoy that ends or hangs takes its routes with it all the same.
+
+Flows are handed over round the ring that an order names, which is there before the order's routes
+are.  When it leaves, it stays in the ring until its last connection is over, tells so, and goes a
+moment later, when the others have heard of it.
 """
 
 from __future__ import annotations
@@ -22,13 +26,14 @@ from msgspec import Struct
 
 from akocore import __version__
 from akocore.engines.agent.link import Link
-from akocore.engines.agent.messages import Order, Report, decode_order, encode
+from akocore.engines.agent.messages import HandOver, Order, Report, decode_order, encode
 from akocore.engines.envoy.process import Controllers, EngineError, EngineProcess, Engines, Envoy
 from akocore.engines.frr.addresses import AddressError, Loopback
 from akocore.engines.frr.config import RouterConfig, VipState
 from akocore.engines.frr.observe import Observed
 from akocore.engines.frr.process import Frr, FrrError, Router
 from akocore.engines.frr.session import Session, SessionError
+from akocore.engines.handover import Counters, Handover, HandoverError, Ring, interface_of
 from akocore.engines.processes import boot_id, cpu_s, start_ticks
 
 __all__ = ["Agent", "Settings"]
@@ -36,6 +41,9 @@ __all__ = ["Agent", "Settings"]
 _AGAIN_S = 0.5  # after the router could not be told
 _LOOK_S, _HURRIED_S, _HURRY_FOR_S = 1.0, 0.05, 5.0
 _RENEW_S = 3.0
+_RING_AGAIN_S = 5.0  # after flows could not be handed over
+_COUNT_S = 5.0  # between two looks at the flows, which cost as much as there are sockets
+_HEARD_S = 1.0  # others have heard by then that it owns no flow any more
 _SYSCTLS = {
     # An address on lo is none of the other interfaces' business.
     "net/ipv4/conf/all/arp_ignore": "1",
@@ -109,6 +117,11 @@ class Agent:
             self._take,
             self._link_changed,
         )
+        self.ring: Ring | None = None  # as the kernel has it
+        self._handover = Handover(self._directory / "handover.json")
+        self._flows: tuple[int, Counters | None] = (0, None)
+        self._ring_failed: tuple[object, float] = (None, 0.0)  # what could not be done, when
+        self._ended = False
         self._on_change = on_change
         self._withdrawn = False  # for good: it is leaving
         self._due = asyncio.Event()
@@ -164,6 +177,10 @@ class Agent:
             cpu=cpu,
             concurrency=me.concurrency,
             version=__version__,
+            ring=self.ring.members if self.ring is not None else (),
+            flows=self._flows[0],
+            handed=self._flows[1],
+            ended=self._ended,
         )
 
     # ── life ────────────────────────────────────────────────────────────────────────────────
@@ -210,6 +227,9 @@ class Agent:
                 with contextlib.suppress(AddressError, SessionError, OSError):
                     await self._session.stop()
             await self._engines.stop_all(0)
+            if self.ring is not None:
+                with contextlib.suppress(HandoverError, OSError):
+                    await self._handover.remove()
             with contextlib.suppress(AddressError):
                 await own.keep_only(())
             (self._directory / "order.json").unlink(missing_ok=True)
@@ -246,6 +266,10 @@ class Agent:
             self._changed()
             await asyncio.sleep(min(me.drained_s, 1.0))  # routers take it in
         await self._engines.stop([me.name], me.flows_s)
+        if self.ring is not None and len(self.ring.members) > 1:
+            self._ended = True
+            self._tell()
+            await asyncio.sleep(_HEARD_S)
 
     # ── what it is told ─────────────────────────────────────────────────────────────────────
 
@@ -317,6 +341,7 @@ class Agent:
             await self._due.wait()
             self._due.clear()
             session = self._session
+            await self._hand_over()
             await self._listen()
             wanted = self.wanted()
             if session is None or wanted is None or wanted == session.config:
@@ -342,6 +367,47 @@ class Agent:
             self._looked.set()
             self._tell()
 
+    async def _ring(self, asked: HandOver) -> Ring:
+        """What an order asks for, with what is known here."""
+        device, mtu = await interface_of(self.settings.address)
+        return Ring(
+            me=self.settings.name,
+            members=asked.members,
+            vips=asked.vips,
+            device=device,
+            mtu=mtu,
+            also=asked.also,
+            back=asked.back,
+            forwards=_is_router(),
+        )
+
+    async def _hand_over(self) -> None:
+        """Bring the kernel to the ring of the order; what keeps it from that is a problem."""
+        if (order := self.order) is None or self.leaving:
+            return
+        asked, (failed, at) = order.ring, self._ring_failed
+        if failed is not None and failed == asked and time.monotonic() - at < _RING_AGAIN_S:
+            return
+        try:
+            ring = await self._ring(asked) if asked is not None else None
+            if ring == self.ring:
+                return
+            if ring is not None:
+                await self._handover.apply(ring)
+            else:
+                await self._handover.remove()
+        except (HandoverError, OSError, ValueError) as err:
+            self.ring, self._ring_failed = None, (asked, time.monotonic())
+            text = f"flows can't be handed over: {err}"
+            if self.problems.get("handover") != text:
+                log.warning("event=handover_not_applied why=%r", str(err))
+            self.problems["handover"] = text
+            asyncio.get_running_loop().call_later(_RING_AGAIN_S, self._due.set)
+        else:
+            self.ring, self._ring_failed = ring, (None, 0.0)
+            self.problems.pop("handover", None)
+        self._tell()
+
     async def _listen(self) -> None:
         """Ask Envoy where it listens, when an address is to be announced that it lacked."""
         life, order = self.life, self.order
@@ -362,7 +428,7 @@ class Agent:
 
     async def _look(self) -> None:
         """What the router does, and how busy Envoy is: at once after a change."""
-        last = 0.0
+        last = counted = 0.0
         while True:
             pause = _HURRIED_S if self._unsettled() else _LOOK_S
             with contextlib.suppress(TimeoutError):
@@ -376,6 +442,9 @@ class Agent:
             if time.monotonic() - last >= _LOOK_S:
                 last = time.monotonic()
                 await self._measure()
+            if time.monotonic() - counted >= _COUNT_S:
+                counted = time.monotonic()
+                await self._count_flows()
             if (_kept(self.observed), tuple(self.problems.items())) != (
                 _kept(before[0]),
                 before[1],
@@ -423,6 +492,13 @@ class Agent:
             requests = await admin.requests_by_virtual_service()
             self._load = (connections, requests, self._cpu(process.pid))
 
+    async def _count_flows(self) -> None:
+        if (ring := self.ring) is None:
+            self._flows = (0, None)
+            return
+        with contextlib.suppress(HandoverError, msgspec.MsgspecError):
+            self._flows = (await self._handover.owned(*ring.vips), await self._handover.counters())
+
     def _cpu(self, pid: int) -> float:
         """Of one processor, since it was asked last."""
         life, now = self.life, time.monotonic()
@@ -441,6 +517,11 @@ class Agent:
 def _addresses(config: RouterConfig | None, wanted: Callable[[VipState], bool]) -> tuple[str, ...]:
     vips = config.vips if config is not None else ()
     return tuple(vip.address for vip in vips if wanted(vip.state))
+
+
+def _is_router() -> bool:
+    """Whether this machine forwards for others: what we set is an interface's own setting."""
+    return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
 
 
 def _kept(observed: Observed | None) -> object:

@@ -12,8 +12,18 @@ from msgspec import Struct
 
 from akocore.engines.frr.config import RouterConfig
 from akocore.engines.frr.observe import Observed
+from akocore.engines.handover import Counters, Member
 
-__all__ = ["METHOD", "SERVICE", "Order", "Report", "decode_order", "decode_report", "encode"]
+__all__ = [
+    "METHOD",
+    "SERVICE",
+    "HandOver",
+    "Order",
+    "Report",
+    "decode_order",
+    "decode_report",
+    "encode",
+]
 
 SERVICE, METHOD = "akocore.v1alpha1.Routers", "Follow"
 
@@ -27,7 +37,8 @@ class Report(_Message, frozen=True):
 
     ``life``: a number of its Envoy's process, another one after each start; 0: it doesn't run.
     ``announced``: the addresses that its router is told to announce.  ``problems``: what keeps it
-    from doing what it should, in words.
+    from doing what it should, in words.  ``ring``: whom it hands flows over to, itself among them;
+    ``flows``: those of the ring's VIPs that it owns; ``ended``: it leaves, and owns none any more.
     """
 
     name: str
@@ -51,14 +62,31 @@ class Report(_Message, frozen=True):
     cpu: float = 0.0  # of one processor, by its Envoy
     concurrency: int = 1  # workers of its Envoy
     version: str = ""
+    ring: tuple[Member, ...] = ()
+    flows: int = 0
+    handed: Counters | None = None
+    ended: bool = False
+
+
+class HandOver(_Message, frozen=True):
+    """Whom to hand flows over to: what of a `handover.Ring` a controller knows."""
+
+    members: tuple[Member, ...]
+    vips: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    back: bool = False
 
 
 class Order(_Message, frozen=True):
-    """What a router is to do while its Envoy is in ``life``; in another, it announces nothing."""
+    """What a router is to do while its Envoy is in ``life``; in another, it announces nothing.
+
+    ``ring``: comes before the router; None: no flow is handed over.
+    """
 
     number: int
     life: int
     router: RouterConfig
+    ring: HandOver | None = None
 
 
 _orders, _reports = msgspec.json.Decoder(Order), msgspec.json.Decoder(Report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,11 @@ from akocore.engines.agent.messages import (
     decode_report,
     encode,
 )
+from akocore.engines.agent.rings import UNSEEN_S, Candidate, Rings
 from akocore.engines.envoy.process import EngineProcess
 from akocore.engines.frr.config import RouterConfig
 from akocore.engines.frr.observe import Observed
+from akocore.engines.handover import Member
 from akocore.kube.objects import ReplicaRouter
 
 __all__ = ["Routers"]
@@ -59,6 +61,7 @@ class Routers:
         self.on_elsewhere: Callable[[], None] = lambda: None  # `elsewhere` has changed
         self.opened: Callable[[], Awaitable[object]] | None = None  # orders are given after it
         self._agents: dict[str, _Agent] = {}
+        self._rings = Rings()
 
     # ── as route health asks ────────────────────────────────────────────────────────────────
 
@@ -111,16 +114,54 @@ class Routers:
         agent = self._agents.get(name)
         return agent.report.cpu / agent.report.concurrency if agent is not None else None
 
-    def route(self, name: str, config: RouterConfig) -> None:
+    def route(self, name: str, config: RouterConfig, handed: Collection[str] | None = None) -> None:
         """Tell its router, unless it was told just that."""
         agent = self._agents.get(name)
         if agent is None or agent.report.leaving:
             return
+        ring = self._rings.ring(name, handed) if handed is not None else None
         last, life = agent.last, agent.report.life
-        if last is not None and (last.life, last.router) == (life, config):
+        if last is not None and (last.life, last.router, last.ring) == (life, config, ring):
             return
-        agent.last = Order(number=last.number + 1 if last else 1, life=life, router=config)
+        number = last.number + 1 if last else 1
+        agent.last = Order(number=number, life=life, router=config, ring=ring)
         agent.queue.put_nowait(agent.last)
+
+    @property
+    def leaving(self) -> dict[str, str]:
+        """Groups of those here that leave and own flows still."""
+        return {
+            name: agent.report.group
+            for name, agent in self._agents.items()
+            if agent.report.leaving and not agent.report.ended
+        }
+
+    def hands_over(self, name: str) -> bool:
+        """Whether others may hand flows to it."""
+        agent = self._agents.get(name)
+        return agent is not None and _hands_over(agent.report)
+
+    def look_round(self) -> None:
+        """See who may be in a ring now.  Cost: all of them."""
+        loop = asyncio.get_running_loop()
+        elsewhere = {
+            name: Candidate(
+                Member(name=name, address=one.address), one.group, one.hands_over, one.leaving
+            )
+            for name, one in self.elsewhere.items()
+            if one.address
+        }
+        here = {
+            name: Candidate(
+                Member(name=name, address=agent.report.address),
+                agent.report.group,
+                _hands_over(agent.report),
+                agent.report.leaving,
+            )
+            for name, agent in self._agents.items()
+        }
+        if self._rings.see((elsewhere | here).values(), loop.time()):
+            loop.call_later(UNSEEN_S + 0.01, self.on_elsewhere)
 
     async def observe(self, name: str) -> Observed | None:
         agent = self._agents.get(name)
@@ -153,6 +194,7 @@ class Routers:
             replaced.queue.put_nowait(None)
         self._agents[name] = agent
         log.info("event=agent_connected se=%s group=%s", name, report.group)
+        self._rings.hear(report.group, report.ring, asyncio.get_running_loop().time())
         self.on_hello(report)
         self.on_change(name)
         reader = asyncio.create_task(self._read(agent, requests))
@@ -185,7 +227,7 @@ class Routers:
         now = agent.report
         if self._agents.get(now.name) is not agent:
             return
-        if (before.life, before.alive, before.leaving) != (now.life, now.alive, now.leaving):
+        if _state(before) != _state(now):
             self.on_change(now.name)
         elif before != now:
             self.on_report(now.name)
@@ -194,3 +236,14 @@ class Routers:
         """End every stream: the agents look for another controller."""
         for agent in self._agents.values():
             agent.queue.put_nowait(None)
+
+
+def _state(report: Report) -> object:
+    """What of a report may change an order."""
+    one = report
+    return one.life, one.alive, one.leaving, one.ended, bool(one.ring)
+
+
+def _hands_over(report: Report) -> bool:
+    """While it leaves, its Envoy answers for nothing new."""
+    return bool(report.ring) and (report.alive or report.leaving) and not report.ended

@@ -8,7 +8,16 @@ akocore only writes the rules when the ring changes.  `plan` says which they are
 `apply` brings them into a network namespace.
 """
 
-from akocore.engines.handover.apply import Handover, HandoverError, bring
+from akocore.engines.handover.apply import Counters, Handover, HandoverError, bring, interface_of
 from akocore.engines.handover.plan import Member, Ring, looks_back
 
-__all__ = ["Handover", "HandoverError", "Member", "Ring", "bring", "looks_back"]
+__all__ = [
+    "Counters",
+    "Handover",
+    "HandoverError",
+    "Member",
+    "Ring",
+    "bring",
+    "interface_of",
+    "looks_back",
+]

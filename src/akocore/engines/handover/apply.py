@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from akocore.engines.handover.plan import (
     undo,
 )
 
-__all__ = ["Counters", "Handover", "HandoverError", "bring"]
+__all__ = ["Counters", "Handover", "HandoverError", "bring", "interface_of"]
 
 _STRICT = "net/ipv4/conf/all/rp_filter"
 
@@ -54,6 +54,13 @@ class Counters(Struct, frozen=True):
     begun: int = 0
     passed: int = 0
     unowned: int = 0
+
+
+class _Interface(Struct):
+    """Of ``ip -j addr show to``, which shows those that don't match as ``{}``."""
+
+    ifname: str = ""
+    mtu: int = 0
 
 
 class _Vxlan(Struct):
@@ -170,22 +177,22 @@ class Handover:
         found = msgspec.json.decode(out, type=_Answer).nftables
         return Counters(**{s.counter.name: s.counter.packets for s in found if s.counter})
 
-    async def owned(self, vip: str) -> int:
-        """How many flows of a VIP this Service Engine owns: its TCP sockets that may get data.
+    async def owned(self, *vips: str) -> int:
+        """How many flows of VIPs this Service Engine owns: its TCP sockets that may get data.
 
         Sockets, not entries of connection tracking: of a process that ended these stay for days.
+        Cost: all sockets of the network namespace.
         """
-        ip = ip_address(vip)
-        words = ["ss", "-Htn", f"-{ip.version}", "exclude", "listening", "exclude", "closed"]
-        source = f"[{ip}]" if ip.version == 6 else str(ip)
-        out = await self._run([*words, "exclude", "time-wait", "src", source])
-        return len(out.splitlines())
+        states = ["exclude", "listening", "exclude", "closed", "exclude", "time-wait"]
+        out = await self._run(["ss", "-Htn", *states])
+        wanted = {ip_address(vip) for vip in vips}
+        return sum(_local(line) in wanted for line in out.decode().splitlines())
 
     async def drained(self, vips: Collection[str], within_s: float, poll_s: float = 0.1) -> int:
         """Wait until no flow of ``vips`` is left, at most ``within_s``; how many are left."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
-        while left := sum([await self.owned(vip) for vip in vips]):
+        while left := await self.owned(*vips):
             if (wait_s := min(poll_s, deadline - loop.time())) <= 0:
                 break
             await asyncio.sleep(wait_s)
@@ -243,22 +250,7 @@ class Handover:
                 ) from err
 
     async def _run(self, words: Sequence[str], stdin: str = "") -> bytes:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *in_namespace(self._namespace, words),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-        except OSError as err:
-            raise HandoverError(
-                f"{err.filename} can't be run. Install nftables, iproute2 and util-linux."
-            ) from err
-        out, said = await process.communicate(stdin.encode())
-        if process.returncode:
-            text = " ".join(said.decode("utf-8", "replace").split())
-            raise HandoverError(f"{' '.join(words)}: {text or 'failed'}")
-        return out
+        return await _run(in_namespace(self._namespace, words), stdin)
 
     # ─── what it remembers
 
@@ -283,3 +275,38 @@ async def bring(handovers: Mapping[str, Handover], wanted: Mapping[str, Ring]) -
     for outcome in await asyncio.gather(*done, return_exceptions=True):
         if outcome is not None:
             raise outcome
+
+
+async def interface_of(address: str) -> tuple[str, int]:
+    """The interface here that has an address, and its MTU in bytes.  Raises `HandoverError`."""
+    out = await _run(["ip", "-j", "addr", "show", "to", address])
+    found = [one for one in msgspec.json.decode(out or b"[]", type=list[_Interface]) if one.ifname]
+    if not found:
+        raise HandoverError(f"{address} is on no interface here. Give --address one that is.")
+    return found[0].ifname, found[0].mtu
+
+
+def _local(line: str) -> IPv4Address | IPv6Address:
+    """The local address of a line of ``ss -Htn``."""
+    text = line.split()[3].rpartition(":")[0].strip("[]").partition("%")[0]
+    ip = ip_address(text)
+    return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
+
+
+async def _run(words: Sequence[str], stdin: str = "") -> bytes:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as err:
+        raise HandoverError(
+            f"{err.filename} can't be run. Install nftables, iproute2 and util-linux."
+        ) from err
+    out, said = await process.communicate(stdin.encode())
+    if process.returncode:
+        text = " ".join(said.decode("utf-8", "replace").split())
+        raise HandoverError(f"{' '.join(words)}: {text or 'failed'}")
+    return out

@@ -260,6 +260,8 @@ def _chains(ring: Ring) -> list[str]:
             ]
         lines += [
             "\t\tcounter name unowned",
+            # A member without the VIP would send it back to the router, for ever.
+            "\t\tfib daddr type != local drop",
             "\t}",
             f"\tchain {family}_flow {{",
             "\t\tct state invalid tcp flags & (fin | rst) == 0x0 accept",
