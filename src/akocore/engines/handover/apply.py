@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from akocore.engines.frr.process import in_namespace
+from akocore.engines.handover.interface_settings import set_interface
 from akocore.engines.handover.plan import (
     DEVICE,
     PORT,
@@ -91,6 +92,18 @@ def _is_right(key: str, there: Mapping[str, str]) -> bool:
     if key.endswith("/rp_filter"):
         return max(there[key], there[_STRICT]) != "1"
     return there[key] == "1" or (there[key] == "" and "conntrack" in key)  # not loaded yet
+
+
+def _set_otherwise(key: str, value: str) -> bool:
+    """Set one that /proc/sys doesn't take, if it is an interface's; whether that went."""
+    *path, device, name = key.split("/")
+    if path != ["net", "ipv4", "conf"]:
+        return False
+    try:
+        set_interface(device, name, int(value))
+    except (KeyError, OSError):
+        return False
+    return True
 
 
 def _remedy(key: str) -> str:
@@ -243,6 +256,8 @@ class Handover:
             try:
                 await self._run(["sh", "-c", f"echo {value} >/proc/sys/{key}"])
             except HandoverError as err:
+                if self._namespace is None and _set_otherwise(key, value):
+                    continue
                 name = _remedy(key)
                 raise HandoverError(
                     f"{key.replace('/', '.')} can't be set to {value} here."
