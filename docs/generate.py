@@ -62,7 +62,7 @@ def _metrics() -> Iterator[str]:
         manifests = Path(scratch) / "manifests"
         manifests.mkdir()
         serve = Serve(of_directory(manifests), Path(scratch) / "state", Config(), None)
-        no_engines: Any = SimpleNamespace(held_s=0.0, running={}, elsewhere={})
+        no_engines: Any = SimpleNamespace(held_s=0.0, running={}, elsewhere={}, leaving={})
         serve.routes = RouteHealth(serve.reconciler, no_engines, serve.events)
         metrics = Metrics()
         metrics.of(serve, Watch())

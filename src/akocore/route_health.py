@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from akocore.engines.frr.config import (
     render,
 )
 from akocore.engines.frr.observe import Observed
+from akocore.engines.handover.plan import MAX_MEMBERS
 from akocore.events import Events
 from akocore.kube.objects import (
     BgpProfile,
@@ -134,6 +136,7 @@ class RouteHealth:
         self._without_snat: set[str] = set()  # who was said to have no address for it
         self._standby: set[tuple[str, str]] = set()  # of `_announced`: as the worse way
         self._answered: set[tuple[str, str]] = set()  # of `_announced`: by ARP and ND instead
+        self._too_large: set[str] = set()  # groups that were told so
         self._balance = Balance()
         self._had: dict[str, set[str]] = {}  # Service Engine → addresses of its last order
         self._began = 0.0  # when we did, in the loop's time
@@ -291,9 +294,19 @@ class RouteHealth:
         """Addresses of each group whose flows are handed over.  Cost: the virtual services."""
         groups = self._at.infrastructure.groups
         out: dict[str, set[str]] = {}
+        sizes = Counter(process.group for process in self._engines.running.values())
+        sizes.update(router.group for router in self._engines.elsewhere.values())
         for name in {process.group for process in self._engines.running.values()}:
             if (spec := groups.get(name)) is None or spec.flow_handover:
                 out[name] = set()
+                if sizes[name] > MAX_MEMBERS and name not in self._too_large:
+                    note = (
+                        f"It has {sizes[name]} Service Engines: at most {MAX_MEMBERS} hand flows"
+                        " over to each other, so none does. Make it two groups."
+                    )
+                    about = f"ServiceEngineGroup/{name}"
+                    self._events.say(about, "Warning", "FlowsNotHandedOver", note)
+        self._too_large = {name for name in out if sizes[name] > MAX_MEMBERS}
         for service in self._at.placement.services.values():
             for home in service.homes:
                 if home.group in out:

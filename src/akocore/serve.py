@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import grpc
+import msgspec
 import orjson
 
 from akocore import status, status_gateway, status_l4
 from akocore.config import Config
-from akocore.engines.agent.messages import Report
+from akocore.engines.agent.messages import CANT_HAND_OVER, Report
 from akocore.engines.agent.routers import Routers
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
@@ -207,6 +208,17 @@ def _reported(report: Report) -> dict[str, Any]:
         "connections": report.connections,
         "cpu": report.cpu,
         "problems": list(report.problems),
+        **({"handover": _handover(report)} if report.ring else {}),
+    }
+
+
+def _handover(report: Report) -> dict[str, Any]:
+    """Whom it hands flows over to, and what came of it since its rules are there."""
+    packets = msgspec.to_builtins(report.handed) if report.handed is not None else {}
+    return {
+        "ring": [f"{one.name} {one.address}" for one in report.ring],
+        "flows": report.flows,
+        **packets,
     }
 
 
@@ -680,6 +692,10 @@ class Serve:
         before, now = self._routers.pop(name, None), self.routes.router(name)
         if now is not None:
             self._routers[name] = now
+        for problem in report.problems if report is not None else ():
+            if problem.startswith(CANT_HAND_OVER) and (before is None or problem not in before.why):
+                said = f"{problem[:1].upper()}{problem[1:]}"
+                self.events.say(f"ServiceEngine/{name}", "Warning", "FlowsNotHandedOver", said)
         if now != before:
             self.external.routed()
             self._touch_routed({one.group for one in (before, now) if one is not None}, {name})

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agent.conftest import VIP, Site
+from agent.conftest import VIP, VS, Site
 from agent.test_agent import manifests
 from akocore.engines.handover import Handover
 from lab.rhi_house import HOST, setting
@@ -164,3 +164,81 @@ async def test_without_handover_the_same_breaks_connections(site: Site) -> None:
     assert "akocore_handover" not in await site.topology.namespaces.run(
         "se-1", ["nft", "list", "tables"]
     )
+
+
+async def test_what_is_handed_over_is_shown(site: Site) -> None:
+    manifests(site)
+    site.controller()
+    for number in (1, 2):
+        await site.agent(number, "--metrics-listen", "127.0.0.1:9811")
+    await site.until_ways(VIP, 192, 193)
+    await until_ring(site, 1, 2)
+    async with kept(site) as tell:
+        assert await tell("open 50") == 0
+        await site.agent(3)
+        await until_ring(site, 1, 2, 3)
+        wide(site, 3)
+        await site.until_ways(VIP, 192, 193, 194)
+        assert await tell("ask") == 0
+
+        async def said() -> list[dict[str, object]]:
+            return [(await site.get("se", f"se-{n}")).get("handover", {}) for n in (1, 2, 3)]
+
+        async def counted() -> bool:
+            now = await said()
+            flows = sum(int(str(one.get("flows", 0))) for one in now)
+            return flows == 50 and sum(int(str(one.get("begun", 0))) for one in now) > 0
+
+        await site.until(counted)
+        ring = ["se-1 10.10.16.192", "se-2 10.10.16.193", "se-3 10.10.16.194"]
+        assert [one["ring"] for one in await said()] == [ring] * 3
+        assert "- se-2 10.10.16.193" in await site.akocore("se", "show", "se-1")
+        code = (
+            "from urllib.request import urlopen;"
+            "print(urlopen('http://127.0.0.1:9811/metrics').read().decode())"
+        )
+        text = await site.topology.namespaces.run("se-1", [sys.executable, "-c", code])
+        assert "akocore_se_ring_members 3.0" in text
+        assert 'akocore_se_handed_over_packets_total{kind="begun"}' in text
+
+
+async def test_what_keeps_flows_from_being_handed_over_is_said_and_is_off_for_it_alone(
+    site: Site,
+) -> None:
+    manifests(site)
+    site.controller()
+    await site.agent(1)
+    await site.place(2)
+    await site.topology.namespaces.sysctl("se-2", {"net/netfilter/nf_conntrack_tcp_loose": 0})
+    read_only = (
+        'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    )
+    await site.agent(2, before=["unshare", "-m", "sh", "-c", read_only, "sh"])
+    await site.until_ways(VIP, 192, 193)
+    wanted = "Set net.netfilter.nf_conntrack_tcp_loose=1 on this node"
+    await site.until_says("se", "se-2", "problems", wanted)
+    assert await site.requests(VIP, HOST, 10) == {"200": 10}
+    assert ring(site, 1) == ["se-1"]
+    events = (await site.ask("Get", kind="events"))["items"]
+    assert any(wanted in str(event) and "FlowsNotHandedOver" in str(event) for event in events)
+    await site.topology.namespaces.sysctl("se-2", {"net/netfilter/nf_conntrack_tcp_loose": 1})
+    await until_ring(site, 1, 2)  # it tries again
+    assert (await site.get("se", "se-2"))["problems"] == []
+
+
+async def test_controllers_come_and_go_and_rings_stay(site: Site) -> None:
+    manifests(site)
+    controller = site.controller()
+    await site.agent(1)
+    await site.agent(2)
+    await until_ring(site, 1, 2)
+    await site.until_ways(VIP, 192, 193)
+    controller.kill()
+    before = len(site.processes["se-1"].log.read_text())
+    site.controller()
+    await site.until_status("vs", VS, announcedBy=["se-1", "se-2"], state="up")
+    await asyncio.sleep(3)
+    since = site.processes["se-1"].log.read_text()[before:]
+    assert "event=controller_found" in since
+    assert "members=1" not in since
+    assert ring(site, 1) == ring(site, 2) == ["se-1", "se-2"]

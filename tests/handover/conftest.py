@@ -15,7 +15,7 @@ from handover.rig import Rig
 
 __all__ = ["directory", "frr", "lab"]
 
-MakeRig = Callable[[int], AbstractAsyncContextManager[Rig]]
+MakeRig = Callable[..., AbstractAsyncContextManager[Rig]]
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +28,14 @@ def nft(require_real: Callable[[bool, str], None]) -> str:
 
 @pytest.fixture
 def rig(nft: str, tmp_path: Path) -> MakeRig:
-    """``async with rig(3) as running``."""
+    """``async with rig(3) as running``; ``routed``, ``outer_6``: as `Rig` has them."""
 
     @asynccontextmanager
-    async def running(count: int) -> AsyncIterator[Rig]:
-        made = Rig(tmp_path, count)
+    async def running(
+        count: int, *, routed: bool = False, outer_6: bool = False
+    ) -> AsyncIterator[Rig]:
+        made = Rig(tmp_path, count, routed=routed)
+        made.outer_6 = outer_6
         try:
             await made.up()
             yield made

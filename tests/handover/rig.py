@@ -40,7 +40,8 @@ SERVER_CODE = textwrap.dedent("""
     asyncio.run(main())
 """)
 
-# Reads lines: "open COUNT", "ping" (a byte there and back on each that isn't broken), "close".
+# Reads lines: "open COUNT", "ping" (a byte there and back on each that isn't broken), "close",
+# "send SIZE" (so many bytes there and back on each).
 CLIENT_CODE = textwrap.dedent("""
     import socket, sys
     address, family = sys.argv[1], socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
@@ -60,6 +61,22 @@ CLIENT_CODE = textwrap.dedent("""
             for one in kept:
                 one.close()
             kept = []
+        elif word == "send":
+            whole = []
+            for one in kept:
+                try:
+                    there = back = 0
+                    while back < int(rest[0]):
+                        there += one.send(bytes(min(60_000, int(rest[0]) - there)))
+                        while back < there:
+                            back += len(one.recv(60_000)) or 1 << 40
+                    if back == int(rest[0]):
+                        whole.append(one)
+                except OSError:
+                    pass
+            print(len(kept) - len(whole), flush=True)
+            kept = whole
+            continue
         for one in kept:
             try:
                 one.send(b"x")
@@ -97,11 +114,16 @@ class Client:
 
 
 class Rig:
-    """``count`` Service Engines are there; the router knows those that `spread` was told."""
+    """``count`` Service Engines are there; the router knows those that `spread` was told.
 
-    def __init__(self, directory: Path, count: int) -> None:
+    ``routed``: each is on a segment of its own, and the router between them.
+    """
+
+    def __init__(self, directory: Path, count: int, *, routed: bool = False) -> None:
         self.directory = directory
         self.count = count
+        self.routed = routed
+        self.outer_6 = False  # whether members reach each other by IPv6
         self.namespaces = Namespaces(PREFIX)
         self.handovers: dict[str, Handover] = {}
         self.members: dict[str, Member] = {}
@@ -138,12 +160,14 @@ class Rig:
                 **{f"net/{f}/{k}": v for f in ("ipv4", "ipv6") for k, v in hashing.items()},
             },
         )
+        on = [] if self.routed else self.engines
         await space.connect(
             ("client", "eth0", "router", "eth0"),
             ("router", "eth1", "switch", "router"),
-            *((name, "eth0", "switch", name) for name in self.engines),
+            *((name, "eth0", "switch", name) for name in on),
+            *((name, "eth0", "router", name) for name in self.engines if name not in on),
         )
-        ports = ["router", *self.engines]
+        ports = ["router", *on]
         await space.ip(
             "switch",
             [
@@ -158,16 +182,20 @@ class Rig:
 
     async def _engine(self, number: int, serve: bool) -> None:
         name, space = f"se-{number}", self.namespaces
-        at = (f"10.10.16.{191 + number}", f"fd00:10:10:16::{191 + number}")
+        net = str(30 + number) if self.routed else "16"
+        at = (f"10.10.{net}.{191 + number}", f"fd00:10:10:{net}::{191 + number}")
+        if self.routed:
+            gateway = (f"10.10.{net}.250/24", f"fd00:10:10:{net}::250/64")
+            await space.ip("router", _interface(name, *gateway))
         await space.ip(
             name,
             [
-                *_interface("eth0", f"{at[0]}/24", f"{at[1]}/64", "16", "250"),
+                *_interface("eth0", f"{at[0]}/24", f"{at[1]}/64", net, "250"),
                 f"addr add {VIP}/32 dev lo",
                 f"addr add {VIP_6}/128 dev lo nodad",
             ],
         )
-        self.members[name] = Member(name=name, address=at[0])
+        self.members[name] = Member(name=name, address=at[self.outer_6])
         self.addresses[name] = at
         self.handovers[name] = Handover(self.directory / f"{name}.json", space.path(name))
         if serve:
@@ -195,7 +223,11 @@ class Rig:
     async def spread(self, *names: str) -> None:
         """Have the router spread the VIPs over these."""
         for version, vip in ((4, VIP), (6, VIP_6)):
-            ways = [f"nexthop via {self.addresses[name][version == 6]} dev eth1" for name in names]
+            ways = [
+                f"nexthop via {self.addresses[name][version == 6]}"
+                f" dev {name if self.routed else 'eth1'}"
+                for name in names
+            ]
             words = f"-{version} route replace {vip} {' '.join(ways)}"
             await self.namespaces.run("router", ["ip", *words.split()])
         self.spread_over = names

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+import msgspec
 import pytest
 
+from akocore.engines.handover.plan import link
 from handover.conftest import MakeRig
-from handover.rig import VIP, VIP_6, resets
+from handover.rig import VIP, VIP_6, Rig, resets
 
 pytestmark = pytest.mark.real
 
@@ -40,6 +44,103 @@ async def test_scale_out_and_graceful_scale_in_break_no_connection(rig: MakeRig,
         assert await leaving.owned(vip) == 0
         await running.ring("se-1", "se-3", "se-4")
         assert await client.tell("open 50") == 0
+
+
+@pytest.mark.parametrize("vip", [VIP, VIP_6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("outer_6", [False, True], ids=["over IPv4", "over IPv6"])
+async def test_service_engines_behind_routers_break_no_connection(
+    rig: MakeRig, vip: str, outer_6: bool
+) -> None:
+    async with rig(3, routed=True, outer_6=outer_6) as running:
+        await running.ring("se-1", "se-2")
+        await running.spread("se-1", "se-2")
+        client = await running.client(vip)
+        assert await client.tell(f"open {FLOWS}") == 0
+        await running.ring(*running.engines)
+        await running.spread(*running.engines)
+        assert await client.tell("ping") == 0
+        assert (await running.counted())["begun"] > FLOWS / 4
+        assert await client.tell(f"open {FLOWS}") == 0
+        await running.spread("se-1", "se-3")  # se-2 leaves
+        assert await client.tell("ping") == 0
+        assert await running.handovers["se-2"].owned(vip) > FLOWS / 4
+        assert (await running.counted())["unowned"] == 0
+
+
+@pytest.mark.parametrize("vip", [VIP, VIP_6], ids=["IPv4", "IPv6"])
+async def test_large_packets_are_handed_over_whole(rig: MakeRig, vip: str) -> None:
+    """A connection that began before offers an MSS without room for the tunnel, too."""
+    async with rig(2, routed=True) as running:
+        client = await running.client(vip)
+        for mtu in (0, 1500):
+            await running.ring(*running.engines)
+            for name, ring in running.rings(*running.engines).items():
+                changed = msgspec.structs.replace(ring, mtu=mtu)
+                await running.handovers[name].apply(changed)
+            await running.spread("se-1")
+            assert await client.tell("open 5") == 0
+            mss = await running.namespaces.run("client", ["ss", "-Htni"])
+            headers = 36 + (40 if vip == VIP else 60)
+            assert (f"mss:{1500 - headers - 12} " in mss) == bool(mtu)
+            await running.spread("se-2")
+            assert await client.tell("send 200000") == 0
+            await client.tell("close")
+
+
+async def test_what_comes_out_of_the_tunnel_is_for_a_vip_and_from_a_service_engine(
+    rig: MakeRig,
+) -> None:
+    async with rig(3) as running:
+        await running.ring("se-1", "se-2")
+        space, members = running.namespaces, running.members
+        await space.ip("se-2", ["addr add 10.99.0.9/32 dev lo"])
+        for name in ("se-1", "se-3"):  # se-3 has a tunnel of its own and is in no ring
+            if name == "se-3":
+                for words in link():
+                    await space.run(name, words)
+                await space.sysctl("se-2", {"net/ipv4/conf/all/rp_filter": 0})
+            to = f"encap ip id 2636 dst {members['se-2'].address} ttl 64 dev akocore-ho"
+            await space.ip(name, [f"route add {vip} {to}" for vip in ("10.99.0.9",)])
+        also = (members["se-1"].address,)
+        ring = msgspec.structs.replace(running.rings("se-1", "se-2")["se-2"], also=also)
+        await running.handovers["se-2"].apply(ring)
+        assert not await reaches(running, "se-1", "10.99.0.9")
+        assert not await reaches(running, "se-3", "10.99.0.9")
+        for name in ("se-1", "se-3"):
+            rule = f"rule add pref 0 to {VIP} lookup 9"
+            to = f"encap ip id 2636 dst {members['se-2'].address} ttl 64 dev akocore-ho"
+            before = ["rule add pref 1 lookup local", "rule del pref 0 lookup local"]
+            await space.ip(name, [f"route add {VIP} {to} table 9", *before, rule])
+            await space.ip(name, [f"addr del {VIP}/32 dev lo"])
+        assert await reaches(running, "se-1", VIP)  # so it was the rules that stopped the others
+        assert not await reaches(running, "se-3", VIP)
+
+
+async def reaches(rig: Rig, name: str, address: str) -> bool:
+    """Whether a SYN of a Service Engine to an address of se-2 arrives there."""
+    await rig.namespaces.run("se-2", ["nft", "-f", "-"], _SEEN)
+    source = rig.members[name].address
+    code = (
+        "import socket; s = socket.socket(); s.settimeout(0.5)\n"
+        f"try: s.bind(('{source}', 0)); s.connect(('{address}', 80))\n"
+        "except OSError: pass"
+    )
+    await rig.namespaces.run(name, [sys.executable, "-c", code])
+    shown = await rig.namespaces.run("se-2", ["nft", "list", "counter", "inet", "seen", "syn"])
+    return "packets 0 " not in shown
+
+
+_SEEN = f"""
+table inet seen
+delete table inet seen
+table inet seen {{
+  counter syn {{ }}
+  chain input {{
+    type filter hook input priority 10; policy accept;
+    iifname "akocore-ho" ip daddr {{ {VIP}, 10.99.0.9 }} tcp flags syn counter name syn
+  }}
+}}
+"""
 
 
 async def test_without_handover_the_same_changes_break_connections(rig: MakeRig) -> None:

@@ -21,6 +21,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
+from akocore.engines.handover.plan import PORT
 from akocore.kube.api import ApiError, ApiServer
 from akocore.kube.authority import Authority, Pair, is_due
 from akocore.kube.mirrors import object_name
@@ -94,6 +95,11 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
     field = {"fieldRef": {"fieldPath": "metadata.name"}}
     address = {"fieldRef": {"fieldPath": "status.podIP"}}
     certificates = "/etc/akocore/xds"
+    handover = (
+        [{"name": "handover", "containerPort": PORT, "protocol": "UDP"}]
+        if spec.flow_handover
+        else []
+    )
     container = {
         "name": "service-engine",
         "image": image.name,
@@ -107,7 +113,10 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
             f"--flows={pods.drain_seconds}",
         ],
         "env": [{"name": "POD_NAME", "valueFrom": field}, {"name": "POD_IP", "valueFrom": address}],
-        "ports": [{"name": "health", "containerPort": _HEALTH_PORT}],
+        "ports": [
+            {"name": "health", "containerPort": _HEALTH_PORT},
+            *handover,
+        ],
         "readinessProbe": {
             "httpGet": {"path": "/readyz", "port": _HEALTH_PORT},
             "periodSeconds": 2,

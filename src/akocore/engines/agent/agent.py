@@ -26,7 +26,14 @@ from msgspec import Struct
 
 from akocore import __version__
 from akocore.engines.agent.link import Link
-from akocore.engines.agent.messages import HandOver, Order, Report, decode_order, encode
+from akocore.engines.agent.messages import (
+    CANT_HAND_OVER,
+    HandOver,
+    Order,
+    Report,
+    decode_order,
+    encode,
+)
 from akocore.engines.envoy.process import Controllers, EngineError, EngineProcess, Engines, Envoy
 from akocore.engines.frr.addresses import AddressError, Loopback
 from akocore.engines.frr.config import RouterConfig, VipState
@@ -118,6 +125,7 @@ class Agent:
             self._link_changed,
         )
         self.ring: Ring | None = None  # as the kernel has it
+        self._ring_known = False
         self._handover = Handover(self._directory / "handover.json")
         self._flows: tuple[int, Counters | None] = (0, None)
         self._ring_failed: tuple[object, float] = (None, 0.0)  # what could not be done, when
@@ -390,15 +398,20 @@ class Agent:
             return
         try:
             ring = await self._ring(asked) if asked is not None else None
-            if ring == self.ring:
+            if ring == self.ring and self._ring_known:
                 return
             if ring is not None:
                 await self._handover.apply(ring)
             else:
-                await self._handover.remove()
+                await self._handover.remove()  # also what an earlier life has left
+            self._ring_known = True
         except (HandoverError, OSError, ValueError) as err:
+            self._ring_known = True
+            if asked is None:  # nothing can be there where nothing can be taken away
+                self.ring = None
+                return
             self.ring, self._ring_failed = None, (asked, time.monotonic())
-            text = f"flows can't be handed over: {err}"
+            text = f"{CANT_HAND_OVER}: {err}"
             if self.problems.get("handover") != text:
                 log.warning("event=handover_not_applied why=%r", str(err))
             self.problems["handover"] = text

@@ -25,6 +25,7 @@ __all__ = [
     "encode",
 ]
 
+CANT_HAND_OVER = "flows can't be handed over"  # begins the problem that says why
 SERVICE, METHOD = "akocore.v1alpha1.Routers", "Follow"
 
 

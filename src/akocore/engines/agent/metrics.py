@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -86,3 +87,15 @@ class AgentMetrics(Collector):
             for session in found.bfd:
                 bfd.add_metric((session.peer,), session.state == "up")
         yield from (vips, bgp, told, drops, bfd)
+        yield gauge("ring_members", "Whom it hands flows over to, with itself.", len(report.ring))
+        yield gauge("flows", "Flows of its group's VIPs that it owns.", report.flows)
+        packets = CounterMetricFamily(
+            f"{_NAME}_handed_over_packets",
+            "Packets of others' flows: begun, that a router brought; passed on for others;"
+            " unowned, that nobody owns.",
+            labels=("kind",),
+        )
+        if report.handed is not None:
+            for kind, count in msgspec.structs.asdict(report.handed).items():
+                packets.add_metric((kind,), count)
+        yield packets
