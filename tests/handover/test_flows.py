@@ -87,6 +87,34 @@ async def test_large_packets_are_handed_over_whole(rig: MakeRig, vip: str) -> No
             await client.tell("close")
 
 
+async def test_a_close_arrives_though_others_drop_what_is_invalid(rig: MakeRig) -> None:
+    """As kube-proxy does.  The first packet of a connection that moved is its FIN."""
+    async with rig(2) as running:
+        await running.ring(*running.engines)
+        for name in running.engines:
+            await running.namespaces.run(name, ["nft", "-f", "-"], _PROXY)
+        await running.spread("se-1")
+        client = await running.client()
+        assert await client.tell("open 20") == 0
+        await running.spread("se-2")
+        await client.tell("close")
+        assert await running.handovers["se-1"].drained([VIP], 5) == 0
+        dropped = ["nft", "list", "counter", "inet", "proxy", "c"]
+        shown = await running.namespaces.run("se-2", dropped)
+        assert "packets 0 " in shown
+
+
+_PROXY = """
+table inet proxy {
+  counter c { }
+  chain forward {
+    type filter hook forward priority filter; policy accept;
+    ct state invalid counter name c drop
+  }
+}
+"""
+
+
 async def test_what_comes_out_of_the_tunnel_is_for_a_vip_and_from_a_service_engine(
     rig: MakeRig,
 ) -> None:
