@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -13,6 +14,8 @@ import pytest_asyncio
 
 from agent.conftest import Process
 from akocore.engines.frr.process import Frr, end
+from akocore.engines.handover import Handover
+from akocore.lab.namespaces import Namespaces
 from cluster.control_plane import ControlPlane
 from cluster.test_external import Site
 from frr.conftest import directory, frr
@@ -116,3 +119,65 @@ async def test_the_leader_tells_of_a_router_whose_agent_is_at_another_replica(si
     finally:
         agent.send(signal.SIGTERM)
         await agent.ended()
+
+
+async def test_agents_of_different_replicas_hand_flows_over_to_each_other(site: Site) -> None:
+    """Each agent is at a replica of its own, and in a network namespace of its own."""
+    site.one.apps(1, "critical-ic")
+    ports = []
+    for replica in (site.one, site.two):
+        ports.append(replica.at.rpartition(":")[2])
+        replica.flags[replica.flags.index(replica.at)] = f"0.0.0.0:{ports[-1]}"
+    await site.one.start()
+    await site.one.until_ready()
+    await site.two.start()
+    space = Namespaces(f"akoc-{os.getpid()}-")
+    await space.add(["switch", "se-1", "se-2"])
+    agents = []
+    try:
+        own = f"akoc{os.getpid()}"
+        there = str(space.path("switch"))
+        for words in (
+            ["add", own, "type", "veth", "peer", "name", "out", "netns", there],
+            ["set", own, "up"],
+        ):
+            await space.run(None, ["ip", "link", *words])
+        await space.run(None, ["ip", "addr", "add", "10.77.16.10/24", "dev", own])
+        await space.connect(*((name, "eth0", "switch", name) for name in ("se-1", "se-2")))
+        ups = [f"link set {port} master br0 up" for port in ("out", "se-1", "se-2")]
+        await space.ip("switch", ["link add br0 type bridge", "link set br0 up", *ups])
+        for number, port in enumerate(ports, start=1):
+            name = f"se-{number}"
+            at = f"10.77.16.{number}"
+            await space.ip(name, [f"addr add {at}/24 dev eth0", "link set eth0 up"])
+            pair = site.authority.issue(name, name)
+            command = [
+                *(sys.executable, "-m", "akocore", "se", "run", "--name", name),
+                *("--group", "Default-Group", "--controller", f"10.77.16.10:{port}"),
+                *("--controller-name", "127.0.0.1", "--address", at, "--metrics-listen", ""),
+                *("--cert", str(pair.certificate), "--key", str(pair.key)),
+                *("--ca", str(site.authority.ca), "--state", str(site.scratch / name)),
+                *("--drain", "0.1", "--flows", "0"),
+            ]
+            log = site.scratch / f"{name}.log"
+            agents.append(Process(space.command(name, command), log))
+
+        def rings() -> list[list[str]]:
+            found = [
+                Handover(site.scratch / name / "handover.json").ring for name in ("se-1", "se-2")
+            ]
+            return [[m.name for m in one.members] if one else [] for one in found]
+
+        await site.until(lambda: rings() == [["se-1", "se-2"]] * 2, 40)
+        agents[1].send(signal.SIGTERM)
+        assert await agents[1].ended() == 0
+        await site.until(lambda: rings()[0] == ["se-1"])
+
+        agents[0].send(signal.SIGTERM)
+        assert await agents[0].ended() == 0
+    finally:
+        for agent in agents:
+            agent.kill()
+        for name in ("se-1", "se-2"):
+            end(site.scratch / name / "frr")
+        await space.remove(space.names())
