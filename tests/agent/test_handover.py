@@ -144,6 +144,31 @@ async def test_scaling_and_leaving_break_no_connection_and_a_crash_its_own_alone
         assert await tell("ask") == lost
 
 
+async def test_a_service_engine_that_gives_an_address_up_serves_its_connections_on(
+    site: Site,
+) -> None:
+    """It stays, and the virtual service is on fewer."""
+    manifests(site)
+    wide(site, 3)
+    site.controller()
+    for number in (1, 2, 3):
+        await site.agent(number)
+    await site.until_ways(VIP, 192, 193, 194)
+    await until_ring(site, 1, 2, 3)
+    async with kept(site) as tell:
+        assert await tell(f"open {FLOWS}") == 0
+        wide(site, 2)
+
+        async def fewer() -> bool:
+            return len(await site.topology.next_hops(VIP)) == 2
+
+        await site.until(fewer)
+        for _ in range(8):  # longer than a VIP is held where flows are not handed over
+            assert await tell("ask") == 0
+            await asyncio.sleep(0.3)
+        assert await owned(site, 3) + await owned(site, 2) + await owned(site, 1) == FLOWS
+
+
 async def test_without_handover_the_same_breaks_connections(site: Site) -> None:
     manifests(site)
     site.group(minSePerVs=2, maxSePerVs=4, maxSe=4, flowHandover=False)
