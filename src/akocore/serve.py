@@ -37,6 +37,7 @@ from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.observe.watch import Watch
 from akocore.place.gateways import PlacedPort
+from akocore.place.scale import FOLLOWS_OBJECTS
 from akocore.place.state import Facts, SharedFacts, State, StateError
 from akocore.place.virtual_services import PlacedListener, VirtualService
 from akocore.realise_l4 import At, Published
@@ -1002,7 +1003,10 @@ class Serve:
         }
 
     async def _scale(self, request: bytes, _context: object) -> bytes:
-        """Have a virtual service on more or fewer Service Engines: ``by`` or ``to``."""
+        """Have a virtual service on more or fewer Service Engines: ``by`` or ``to``.
+
+        In a cluster that is for who asks to write: ``annotate`` is the AviInfraSetting.
+        """
         asked = orjson.loads(request)
         at = self.reconciler
         service = at.placement.services.get(asked["vs"])
@@ -1012,6 +1016,9 @@ class Serve:
         before = at.scale.wanted(service.name, group)
         number = int(asked["to"]) if "to" in asked else before + int(asked["by"])
         if (no := at.scale.to(service.name, group, number)) is not None:
+            if no.reason == FOLLOWS_OBJECTS and service.infra.setting:
+                annotated = {"annotate": service.infra.setting, "before": before, "wanted": number}
+                return orjson.dumps(annotated)
             self.events.say(no.object, "Warning", no.reason, no.remedy)
             return orjson.dumps({"refused": no.remedy})
         note = f"from {before} to {number} Service Engines"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -181,3 +182,38 @@ async def test_agents_of_different_replicas_hand_flows_over_to_each_other(site: 
         for name in ("se-1", "se-2"):
             end(site.scratch / name / "frr")
         await space.remove(space.names())
+
+
+async def test_scaling_annotates_the_setting_of_a_virtual_service(site: Site) -> None:
+    site.one.apps(1, "critical-ic")
+    await site.one.start()
+    await site.one.until_ready()
+
+    async def scale(*words: str) -> tuple[int | None, str]:
+        (vs,) = [str(item["metadata"]["name"]) for item in await site.one.ask("vs")][:1]
+        command = [sys.executable, "-m", "akocore", "scale", f"vs/{vs}", *words]
+        where = ["--state", str(site.one.state), "--kubeconfig", str(site.plane.kubeconfig)]
+        process = await asyncio.create_subprocess_exec(
+            *command, *where, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        said, _ = await process.communicate()
+        return process.returncode, said.decode()
+
+    async def placed() -> bool:
+        return bool(await site.one.ask("vs"))
+
+    await site.until(placed)
+    code, said = await scale("--out")
+    assert code == 0, said
+    assert "AviInfraSetting/critical.infra: annotation akocore.io/scale-out is 3" in said
+    assert "from 2 to 3 Service Engines" in said
+    shown = site.plane.kubectl("get", "aviinfrasetting", "critical.infra", "-o", "json")
+    assert json.loads(shown)["metadata"]["annotations"]["akocore.io/scale-out"] == "3"
+
+    async def again() -> bool:
+        return "from 3 to 4 Service Engines" in (await scale("--to", "4"))[1]
+
+    await site.until(again)  # what is written is what counts
+    code, said = await scale("--to", "5")
+    assert code == 1
+    assert "ServiceEngineGroup Default-Group has maxSePerVs 4: raise it, or ask for less." in said

@@ -21,9 +21,10 @@ from akocore.place.state import Facts
 if TYPE_CHECKING:
     from akocore.infrastructure import Infrastructure
 
-__all__ = ["ACTIVE_STANDBY", "Scale", "number_of"]
+__all__ = ["ACTIVE_STANDBY", "FOLLOWS_OBJECTS", "Scale", "number_of"]
 
 ACTIVE_STANDBY, N_PLUS_M = "ActiveStandby", "NPlusM"
+FOLLOWS_OBJECTS = "FollowsObjects"  # the reason of a refusal: only an object may say so
 _ROOM = "scale"
 
 
@@ -164,12 +165,6 @@ class Scale:
                 "Local Service Engines share every address: set minSePerVs of ServiceEngineGroup"
                 f" {group}.",
             )
-        if not self._remembers:
-            return no(
-                "Unsupported",
-                "In a cluster, replicas follow objects: set annotation akocore.io/scale-out of its"
-                f" AviInfraSetting, or minSePerVs of ServiceEngineGroup {group}.",
-            )
         if spec.ha_mode == ACTIVE_STANDBY:
             return no(
                 "Unsupported",
@@ -189,6 +184,12 @@ class Scale:
                 "TooFewServiceEngines",
                 f"ServiceEngineGroup {group} has minSePerVs {spec.min_se_per_vs}: lower it, or ask"
                 " for more.",
+            )
+        if not self._remembers:
+            return no(
+                FOLLOWS_OBJECTS,
+                "In a cluster, replicas follow objects: set annotation akocore.io/scale-out of its"
+                f" AviInfraSetting, or minSePerVs of ServiceEngineGroup {group}.",
             )
         if number == spec.min_se_per_vs:
             self._facts.drop(_ROOM, vs)
