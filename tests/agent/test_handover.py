@@ -251,6 +251,21 @@ async def test_what_keeps_flows_from_being_handed_over_is_said_and_is_off_for_it
     assert (await site.get("se", "se-2"))["problems"] == []
 
 
+async def test_rules_that_somebody_takes_away_come_back(site: Site) -> None:
+    manifests(site)
+    site.controller()
+    for number in (1, 2):
+        await site.agent(number)
+    await until_ring(site, 1, 2)
+    run = site.topology.namespaces.run
+    await run("se-1", ["nft", "flush", "ruleset"])
+
+    async def back() -> bool:
+        return "ip ttl set" in await run("se-1", ["nft", "list", "ruleset"])
+
+    await site.until(back)
+
+
 async def test_controllers_come_and_go_and_rings_stay(site: Site) -> None:
     manifests(site)
     controller = site.controller()

@@ -138,6 +138,20 @@ async def test_a_lost_packet_filter_and_a_lost_file_are_mended(
     assert await kernel(space) == wanted
 
 
+async def test_a_change_of_vips_after_the_table_was_taken_away_brings_all_of_it(
+    space: Namespaces, tmp_path: Path
+) -> None:
+    handover = Handover(tmp_path / "one.json", space.path("one"))
+    more = msgspec.structs.replace(RING, vips=(*RING.vips, "10.10.16.225"))
+    await handover.apply(RING)
+    await handover.apply(more)
+    wanted = await kernel(space)
+    await handover.apply(RING)
+    await space.run("one", ["nft", "delete", "table", "inet", "akocore_handover"])
+    await handover.apply(more)
+    assert await kernel(space) == wanted
+
+
 async def test_a_change_of_vips_keeps_what_was_counted(rig: MakeRig) -> None:
     async with rig(2) as running:
         await running.ring(*running.engines)

@@ -509,8 +509,13 @@ class Agent:
         if (ring := self.ring) is None:
             self._flows = (0, None)
             return
-        with contextlib.suppress(HandoverError, msgspec.MsgspecError):
+        try:
             self._flows = (await self._handover.owned(*ring.vips), await self._handover.counters())
+        except (HandoverError, msgspec.MsgspecError) as err:
+            # Somebody has taken the rules away, as a firewall that is loaded anew does.
+            log.warning("event=handover_lost why=%r", str(err))
+            self.ring = None
+            self._changed()
 
     def _cpu(self, pid: int) -> float:
         """Of one processor, since it was asked last."""

@@ -48,7 +48,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from akocore._fast.ecmp import EcmpGroup
 
@@ -63,6 +63,7 @@ __all__ = [
     "delta",
     "link",
     "looks_back",
+    "only_elements_differ",
     "ruleset",
     "sysctls",
     "undo",
@@ -215,6 +216,13 @@ def delta(before: Ring | None, ring: Ring) -> str:
         lines += [f"delete chain inet {TABLE} {name}\n" for name in names]
         lines += [f"table inet {TABLE} {{\n", "\n".join(_chains(ring)), "\n}\n"]
     return "".join(lines)
+
+
+def only_elements_differ(before: Ring, ring: Ring) -> bool:
+    """Whether settings and routes are the same: VIPs, or those that may join, are others."""
+    versions = [_versions(one) for one in (before, ring)]
+    same = structs.replace(ring, vips=before.vips, also=before.also, back=before.back)
+    return same == before and versions[0] == versions[1]
 
 
 def _table(ring: Ring) -> Iterator[str]:
