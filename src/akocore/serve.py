@@ -43,6 +43,7 @@ from akocore.place.virtual_services import PlacedListener, VirtualService
 from akocore.realise_l4 import At, Published
 from akocore.reconcile import Move, Reconciler
 from akocore.route_health import RoutedEngines, RouteHealth
+from akocore.slack import Slack
 
 __all__ = ["CONTROL", "KINDS", "Serve", "Sink", "Source", "of_directory"]
 
@@ -609,12 +610,14 @@ class Serve:
 
     async def _upkeep(self) -> None:
         """What no event announces: a disk with room again, a free port, an expired certificate."""
+        slack = Slack()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_UPKEEP_S):
                     await self._upkeep_due.wait()
             self._upkeep_due.clear()
             await self._commit()
+            self._give_back(slack)
             self.ads.retry_listeners()
             if self.routes is not None and self.routes.lacks:
                 self._engines_due.set()
@@ -622,6 +625,14 @@ class Serve:
             if self.reconciler.follow_expired():
                 self._placed()
                 self._say_l4()
+
+    def _give_back(self, slack: Slack) -> None:
+        done, waiting = self.source.received.total(), self.source.waiting
+        if self.sink is not None:
+            done += self.sink.written
+            waiting += self.sink.waiting + self.sink.events_waiting
+        shown = not any((*self._to_show.values(), *self._to_show_l4.values()))
+        slack.look(done, busy=not self._loaded or bool(waiting) or not shown)
 
     def _routes_due(self) -> None:
         if self.routes is not None:
