@@ -331,6 +331,19 @@ async def test_a_router_on_no_network_of_ours_is_said(lab: Lab) -> None:
         await why(topology, Down.NO_ROUTE)
 
 
+async def test_a_router_that_is_shut_down_withdraws_all_and_is_said(lab: Lab) -> None:
+    async with lab() as topology:
+        await topology.until_hops(VIP, 1)
+        ask = topology.upstream.ask
+        router = ["configure terminal", "router bgp 6000"]
+        await ask("bgpd", [*router, "bgp shutdown message works on the uplink"])
+        session = await why(topology, Down.SHUT_DOWN)
+        assert "Administrative Shutdown" in session.said
+        await topology.until_hops(VIP, 0)
+        await ask("bgpd", [*router, "no bgp shutdown"])
+        await topology.until_hops(VIP, 1)
+
+
 async def test_a_silent_path_is_found_by_bfd_and_said(
     lab: Lab, require_real: Callable[[bool, str], None]
 ) -> None:
