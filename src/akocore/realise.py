@@ -422,6 +422,9 @@ class Realiser:
     def publish(self) -> None:
         diffs, self._diffs = self._diffs, {}
         for group, diff in diffs.items():
+            for type_url, name in (*diff.puts, *diff.drops):
+                if type_url == LDS:
+                    self.vs_touched.add(name.partition("/")[0])
             self.ads.catalog(group).secret = self.secret_for
             self.ads.publish(group, diff.puts.values(), diff.drops)
         known: dict[tuple[str, str, int], tuple[str, str, int]] = {}

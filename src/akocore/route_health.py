@@ -1,44 +1,28 @@
 """Route health injection: an address is announced by just the Service Engines that serve it.
 
-A Service Engine announces a VIP while its Envoy runs, has taken the virtual service's listeners
-and refuses none of them.  An Envoy that is lost takes its announcements with it at once; what is
-planned goes by degrees: announced as about to go, withdrawn, given up.
+An Envoy that is lost takes its announcements with it at once; what is planned goes by degrees.
+`akocore.announcements` knows which Service Engine has which address; here routers are told so,
+and what they do is seen.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
+from akocore.announcements import Announcements
 from akocore.engines.envoy.process import EngineProcess
-from akocore.engines.envoy.resources import LDS
-from akocore.engines.frr.config import (
-    DAEMONS,
-    RouterConfig,
-    Snat,
-    Vip,
-    VipState,
-    host_prefix,
-    render,
-)
+from akocore.engines.frr.config import DAEMONS, RouterConfig, Snat, host_prefix, render
 from akocore.engines.frr.observe import Observed
 from akocore.engines.handover.plan import MAX_MEMBERS
 from akocore.events import Events
-from akocore.kube.objects import (
-    BgpProfile,
-    NetworkSpec,
-    ReplicaRouter,
-    RouterSession,
-    ServiceEngineGroupSpec,
-)
+from akocore.kube.objects import BgpProfile, NetworkSpec, ReplicaRouter, RouterSession
 from akocore.place.balance import Balance
-from akocore.place.virtual_services import Home, VirtualService
-from akocore.realise_l4 import listener_names
+from akocore.place.virtual_services import VirtualService
 from akocore.reconcile import Reconciler
 from akocore.translate.rhi import check_router_ids, is_outside, router_config
 
@@ -46,9 +30,7 @@ __all__ = ["RouteHealth", "RoutedEngines"]
 
 _LOOK_S, _HURRIED_S = 1.0, 0.05
 _TAKEN_IN_S = 0.2
-_REST, _REST_MAX_S = 4.0, 0.25  # after looking at all routes, in times of what that took
-_NEW_S = 10.0
-_SETTLE_S = 2.5  # agents look for a controller as often
+_REST, _REST_MAX_S = 4.0, 0.25  # after a look at what is stale, in times of what that took
 _HIDDEN = "<hidden>"
 _NO_AS = 64_512  # of a router that no Network has peers for
 
@@ -105,9 +87,7 @@ class RoutedEngines(Protocol):
 class RouteHealth:
     """Keeps each router's VIPs as its Envoy deserves, and says when a session changes.
 
-    ``drained_s``: how long a virtual service that leaves a Service Engine is announced as about
-    to go; then it still answers there for the ``held_s`` of ``engines``, or as long as connections
-    have to end when others hand them over to it.
+    ``drained_s``: see `Announcements`.
     """
 
     def __init__(
@@ -124,36 +104,58 @@ class RouteHealth:
         self._at = at
         self._engines = engines
         self._events = events
-        self._drained_s = drained_s
         self._due = asyncio.Event()
-        # By (Service Engine, address):
-        self._announced: dict[tuple[str, str], int | None] = {}  # the Envoy's pid
-        self._since: dict[tuple[str, str, int | None], int] = {}  # publication to wait for
-        self._leaving: dict[tuple[str, str], float] = {}  # since when, in the loop's time
-        self._lost: dict[str, float] = {}  # streams that began by then were of an Envoy that ended
+        self._announcements = Announcements(at, engines, self._due.set, drained_s)
         self._told: dict[str, float] = {}  # address → since when routers are told the way to it
         self._said: dict[tuple[str, str, str], bool] = {}
         self._without_snat: set[str] = set()  # who was said to have no address for it
-        self._standby: set[tuple[str, str]] = set()  # of `_announced`: as the worse way
-        self._answered: set[tuple[str, str]] = set()  # of `_announced`: by ARP and ND instead
         self._too_large: set[str] = set()  # groups that were told so
         self._balance = Balance()
-        self._had: dict[str, set[str]] = {}  # Service Engine → addresses of its last order
-        self._began = 0.0  # when we did, in the loop's time
-        self._settled_at = 0.0  # till then those that come back keep what they announce
         engines.config_of = self.config
         at.scale.usable = self._usable
-        at.scale.rank = self._rank
-        at.scale.busy = self._busy
+        at.scale.rank = self._announcements.rank
+        at.scale.busy = self._announcements.busy
 
-    def due(self) -> None:
-        """Something has changed that may concern a route."""
-        self._at.scale.changed()
-        self._due.set()
+    # ── what may concern a route ────────────────────────────────────────────────────────────
+
+    def touched(self, services: Iterable[str]) -> None:
+        """Virtual services are somewhere else or have other listeners, or settings are others."""
+        self._announcements.touched(services)
 
     def acknowledged(self) -> None:
         """An Envoy has got on: it may serve something now."""
-        self._due.set()
+        self._announcements.acknowledged()
+
+    def engine_changed(self, name: str) -> None:
+        """An Envoy started or ended."""
+        if name not in self._engines.running:
+            self.observed.pop(name, None)
+            self._balance.forget(name)
+        self._announcements.engine_changed(name)
+
+    def elsewhere_changed(self) -> tuple[set[str], set[str]]:
+        """Other replicas told of theirs: which Service Engines, of which virtual services."""
+        engines: set[str] = set()
+        services: set[str] = set()
+        for before, now in self._announcements.elsewhere_changed():
+            engines |= {one.name for one in (before, now) if one is not None}
+            services |= self.concerned(before, now)
+        return engines, services
+
+    def concerned(self, before: ReplicaRouter | None, now: ReplicaRouter | None) -> set[str]:
+        """The virtual services whose status tells two states of a router apart.
+
+        Cost: the addresses that it announces; all of its group's when a session came or went.
+        """
+        if before is None or now is None or _but_addresses(before) != _but_addresses(now):
+            groups = {one.group for one in (before, now) if one is not None}
+            return self._announcements.services_of(groups)
+        addresses = (
+            {*before.announced} ^ {*now.announced}
+            | {*before.standby} ^ {*now.standby}
+            | {one.partition("/")[0] for one in {*before.advertised} ^ {*now.advertised}}
+        )
+        return self._announcements.services_at(addresses)
 
     # ── what Service Engines there are, for `Scale` ─────────────────────────────────────────
 
@@ -165,7 +167,7 @@ class RouteHealth:
             if one.group == group and one.usable
         }
         for name, process in self._engines.running.items():
-            if process.group == group and self._life(name) is not None:
+            if process.group == group and _lives(process):
                 out[name] = self._weight(name)
         return out
 
@@ -188,39 +190,7 @@ class RouteHealth:
             for name, weight in self._balance.heard(group, now).items():
                 note = f"Its Envoy is {group[name]:.0%} busy: from now on it weighs {weight:.2f}."
                 self._events.say(f"ServiceEngine/{name}", "Normal", "Rebalanced", note)
-                self.due()
-
-    def _rank(self, vs: str, engine: str) -> int:
-        """How it has a virtual service: 0 serves it, 1 stands by, 2 not at all."""
-        service = self._at.placement.services.get(vs)
-        other = self._engines.elsewhere.get(engine)
-        found = 2
-        for home in service.homes if service is not None else ():
-            if (key := (engine, home.address)) in self._announced:
-                found = min(found, 1 if key in self._standby else 0)
-            elif other is not None and home.address in other.announced:
-                found = min(found, 1 if home.address in other.standby else 0)
-        return found
-
-    def _busy(self, engine: str) -> bool:
-        other = self._engines.elsewhere.get(engine)
-        if other is not None and engine not in self._engines.running:
-            return bool(other.announced)
-        return any(name == engine for name, _ in self._announced)
-
-    def engine_changed(self, name: str) -> None:
-        """An Envoy started or ended.  Its stream may be seen to end only later."""
-        process = self._engines.running.get(name)
-        if process is None:
-            self._lost.pop(name, None)
-            self.observed.pop(name, None)
-            self._forget(name, {})
-            self._had.pop(name, None)
-            self._balance.forget(name)
-        elif process.pid is None:
-            stream = self._at.ads.fleet.get(name)
-            self._lost[name] = stream.since if stream is not None else time.time()
-        self.due()
+                self._announcements.all_changed()
 
     def adopt(
         self,
@@ -230,18 +200,9 @@ class RouteHealth:
         standby: Iterable[str] = (),
         answered: Iterable[str] = (),
     ) -> None:
-        """A Service Engine comes to us that announces these already: nobody withdraws them.
-
-        While we are new, others that do so too may yet come: nobody else is asked to for a while.
-        """
+        """A Service Engine comes to us that announces these already: nobody withdraws them."""
         self._check_address(name)
-        now = asyncio.get_running_loop().time()
-        for address in announced:
-            self._announced[name, address] = life
-            if now < self._began + _NEW_S:
-                self._settled_at = now + _SETTLE_S
-        self._standby.update((name, address) for address in standby)
-        self._answered.update((name, address) for address in answered)
+        self._announcements.adopt(name, life, announced, standby, answered)
 
     def _check_address(self, name: str) -> None:
         """Say what is wrong with where a Service Engine elsewhere speaks BGP from."""
@@ -263,14 +224,9 @@ class RouteHealth:
         self._take(name, found)
         self.on_look()
 
-    def _life(self, name: str) -> int | None:
-        """Which Envoy process it is; None: it doesn't run, or answers nobody."""
-        process = self._engines.running.get(name)
-        return None if process is None or process.hangs else process.pid
-
     async def run(self) -> None:
         """Follow, until cancelled."""
-        self._began = asyncio.get_running_loop().time()
+        self._announcements.begin()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._look())
@@ -281,49 +237,46 @@ class RouteHealth:
             await self._due.wait()
             self._due.clear()
             began = loop.time()
+            self._announcements.follow()
             self._engines.look_round()
-            handed = self._handed()
+            handing = self._who_hand_over()
             for name, process in self._engines.running.items():
                 if address := self._engines.address(name):
-                    config = self.config(name, address)
-                    self._engines.route(name, config, handed.get(process.group))
-            # With thousands of virtual services it takes long, and others have work to do.
+                    group = process.group
+                    handed = self._announcements.handed(group) if group in handing else None
+                    self._engines.route(name, self.config(name, address), handed)
+            # When Service Engines come, thousands of virtual services are looked at anew.
             await asyncio.sleep(min(_REST * (loop.time() - began), _REST_MAX_S))
 
-    def _handed(self) -> dict[str, set[str]]:
-        """Addresses of each group whose flows are handed over.  Cost: the virtual services."""
+    def _who_hand_over(self) -> set[str]:
+        """The groups of Service Engines here whose flows are handed over."""
         groups = self._at.infrastructure.groups
-        out: dict[str, set[str]] = {}
         sizes = Counter(process.group for process in self._engines.running.values())
+        here = set(sizes)
         sizes.update(router.group for router in self._engines.elsewhere.values())
-        for name in {process.group for process in self._engines.running.values()}:
-            if (spec := groups.get(name)) is None or spec.flow_handover:
-                out[name] = set()
-                if sizes[name] > MAX_MEMBERS and name not in self._too_large:
-                    note = (
-                        f"It has {sizes[name]} Service Engines: at most {MAX_MEMBERS} hand flows"
-                        " over to each other, so none does. Make it two groups."
-                    )
-                    about = f"ServiceEngineGroup/{name}"
-                    self._events.say(about, "Warning", "FlowsNotHandedOver", note)
-        self._too_large = {name for name in out if sizes[name] > MAX_MEMBERS}
-        for service in self._at.placement.services.values():
-            for home in service.homes:
-                if home.group in out:
-                    out[home.group].add(home.address)
+        out = {name for name in here if name not in groups or groups[name].flow_handover}
+        too_large = {name for name in out if sizes[name] > MAX_MEMBERS}
+        for name in too_large - self._too_large:
+            note = (
+                f"It has {sizes[name]} Service Engines: at most {MAX_MEMBERS} hand flows"
+                " over to each other, so none does. Make it two groups."
+            )
+            about = f"ServiceEngineGroup/{name}"
+            self._events.say(about, "Warning", "FlowsNotHandedOver", note)
+        self._too_large = too_large
         return out
 
     # ── what a router is to do ──────────────────────────────────────────────────────────────
 
     def config(self, name: str, address: str) -> RouterConfig:
-        """What the router of a Service Engine must do now.  Cost: the virtual services."""
+        """What the router of a Service Engine must do now.  Cost: the peers of all Networks."""
         networks = {n: s for n, s in self._at.infrastructure.networks.items() if s.bgp is not None}
-        vips = self._vips(name)
+        vips = self._announcements.vips(name)
         router_id = self._engines.router_id(name) or address
         passwords = self._at.infrastructure.passwords
         snats = self._snats(name, networks)
         return router_config(name, router_id, networks, vips, snats, passwords) or RouterConfig(
-            name=name, router_id=router_id, local_as=_NO_AS, vips=tuple(vips)
+            name=name, router_id=router_id, local_as=_NO_AS, vips=vips
         )
 
     def _snats(self, name: str, networks: Mapping[str, NetworkSpec]) -> list[Snat]:
@@ -336,135 +289,6 @@ class RouteHealth:
         (self._without_snat.discard if address else self._without_snat.add)(name)
         return [Snat(address=address, network=network) for network in asking[:1] if address]
 
-    def _vips(self, name: str) -> list[Vip]:
-        process = self._engines.running.get(name)
-        if process is None:
-            return []
-        vips: dict[str, Vip] = {}
-        for service in self._at.placement.services.values():
-            for home in service.homes:
-                if home.group != process.group:
-                    continue
-                state = self._state(name, self._life(name), service, home)
-                before = vips.get(home.address)
-                if state is None or (before is not None and state is VipState.HELD):
-                    continue
-                vips[home.address] = Vip(
-                    address=home.address,
-                    network=home.network,
-                    labels=service.infra.bgp_peer_labels,
-                    state=state,
-                )
-        self._forget(name, vips)
-        self._had[name] = set(vips)
-        return list(vips.values())
-
-    def _forget(self, name: str, there: dict[str, Vip]) -> None:
-        for key in [k for k in self._announced if k[0] == name and k[1] not in there]:
-            del self._announced[key]
-        for key in [k for k in self._leaving if k[0] == name and k[1] not in there]:
-            del self._leaving[key]
-        for kept in (self._standby, self._answered):
-            kept -= {k for k in kept if k[0] == name and k[1] not in there}
-        for last in [k for k in self._since if k[0] == name and k[1] not in there]:
-            del self._since[last]
-
-    def _state(
-        self, name: str, pid: int | None, service: VirtualService, home: Home
-    ) -> VipState | None:
-        """How a Service Engine has an address; None: not at all."""
-        key = (name, home.address)
-        if pid is None:  # its connections, if it is only slow, find the address still
-            self._announced.pop(key, None)
-            return VipState.HELD if home.address in self._had.get(name, ()) else None
-        if not self._at.scale.has(service.name, home.group, name):
-            return self._leave(key, pid)
-        self._leaving.pop(key, None)
-        is_last = home is service.homes[-1]
-        if not service.infra.rhi if is_last else key in self._answered:
-            return self._answers(key, pid, service, home)
-        self._answered.discard(key)
-        wanted = service.infra.rhi if is_last else key in self._announced
-        if not wanted or not self._serves(name, pid, service, home) or self._too_early(key):
-            self._announced.pop(key, None)
-            return VipState.HELD
-        self._announced[key] = pid
-        if self._at.scale.stands_by(service.name, home.group, name):
-            self._standby.add(key)
-            return VipState.STANDBY
-        self._standby.discard(key)
-        left = home.address in service.left and service.settled == service.homes[-1].address
-        return VipState.DRAINING if left else VipState.ADVERTISED
-
-    def _answers(
-        self, key: tuple[str, str], pid: int, service: VirtualService, home: Home
-    ) -> VipState:
-        """Without announcements one Service Engine answers for an address on its segment."""
-        name = key[0]
-        first = self._at.scale.on(service.name, home.group)[:1] == (name,)
-        if not first or not self._serves(name, pid, service, home) or self._too_early(key):
-            self._announced.pop(key, None)
-            return VipState.HELD
-        self._announced[key] = pid
-        self._answered.add(key)
-        return VipState.ANSWERED
-
-    def _too_early(self, key: tuple[str, str]) -> bool:
-        """Whether others may come yet that announce an address, and this one doesn't."""
-        loop = asyncio.get_running_loop()
-        if key in self._announced or (left := self._settled_at - loop.time()) <= 0:
-            return False
-        loop.call_later(left + 0.01, self.due)
-        return True
-
-    def _leave(self, key: tuple[str, str], pid: int | None) -> VipState | None:
-        """The next degree of an address that a Service Engine gives up by plan."""
-        if key not in self._announced and key not in self._leaving:
-            return None
-        loop = asyncio.get_running_loop()
-        began = self._leaving.setdefault(key, loop.time())
-        age = loop.time() - began
-        for until, state in (
-            (self._drained_s, VipState.DRAINING),
-            (self._drained_s + self._held(key[0]), VipState.HELD),
-        ):
-            told = self._announced.get(key) == pid and key not in self._answered
-            if age < until and (state is VipState.HELD or told):
-                loop.call_later(until - age + 0.01, self.due)
-                return state
-        return None
-
-    def _held(self, name: str) -> float:
-        """How long an address that it gives up answers on, for flows that come by others."""
-        held_s = self._engines.held_s
-        if not self._engines.hands_over(name):
-            return held_s
-        group = self._engines.running[name].group
-        spec = self._at.infrastructure.groups.get(group, ServiceEngineGroupSpec())
-        return max(held_s, spec.pods.drain_seconds) if spec.flow_handover else held_s
-
-    def _serves(self, name: str, pid: int | None, service: VirtualService, home: Home) -> bool:
-        """Whether an Envoy answers at the address of a virtual service."""
-        if pid is None:
-            return False
-        key, engine = (name, home.address), self._at.ads.fleet.get(name)
-        announced = self._announced.get(key) == pid
-        if engine is None or engine.since <= self._lost.get(name, 0.0):
-            return announced  # without its stream it serves on with what it has
-        catalog = self._at.ads.catalog(home.group)
-        if service.listeners is None:
-            names = [f"{service.name}/{home.address}:{p.port}" for p in service.infra.listeners]
-        else:
-            names = listener_names(service, home)
-        if not names or any(
-            one not in catalog.resources[LDS] or (LDS, one) in engine.rejected for one in names
-        ):
-            return False
-        if announced:
-            return True
-        wanted = self._since.setdefault((*key, pid), catalog.sequence)
-        return engine.answers and engine.acknowledged >= wanted
-
     @property
     def lacks(self) -> bool:
         """Whether a Service Engine could not be made: it is worth another try."""
@@ -472,9 +296,7 @@ class RouteHealth:
 
     def announced(self, address: str) -> list[str]:
         """The Service Engines that are to announce an address now."""
-        here = {name for name, one in self._announced if one == address}
-        others = {n for n, r in self._engines.elsewhere.items() if address in r.announced}
-        return sorted(here | others)
+        return self._announcements.announced(address)
 
     def carried(self, service: VirtualService) -> bool:
         """Whether routers have been told the way to where a virtual service is to be.
@@ -485,16 +307,20 @@ class RouteHealth:
             return True
         address = service.homes[-1].address
         prefix = host_prefix(address)
-        told = any(
-            prefix in router.advertised
-            for name in self.announced(address)
-            if (router := self.router(name)) is not None
-        )
+        told = any(self._advertises(name, prefix) for name in self.announced(address))
         if not told:
             self._told.pop(address, None)
             return False
         now = asyncio.get_running_loop().time()
         return now - self._told.setdefault(address, now) >= _TAKEN_IN_S
+
+    def _advertises(self, name: str, prefix: str) -> bool:
+        """Whether a peer of a Service Engine was told of ``prefix``."""
+        if name not in self._engines.running:
+            other = self._engines.elsewhere.get(name)
+            return other is not None and prefix in other.advertised
+        found = self.observed.get(name)
+        return found is not None and any(prefix in told for told in found.advertised.values())
 
     def judge(self, service: VirtualService, said: dict[str, Any]) -> None:
         """Add to the status of a virtual service who announces it, and what is wrong with that."""
@@ -510,12 +336,18 @@ class RouteHealth:
             why = [said["why"], *(f"{name}: {problem}" for name, problem in missing.items())]
             said["why"] = "; ".join(filter(None, why))
         for name in announced:
-            router = self.router(name)
-            for session in router.bgp if router is not None else ():
-                if session.why:
-                    note = f"{name}'s BGP session with {session.peer} is down ({session.why})"
-                    said["why"] = "; ".join(filter(None, [said["why"], note]))
-                    said["state"] = "degraded" if said["state"] == "up" else said["state"]
+            for peer, why_down in self._down(name):
+                note = f"{name}'s BGP session with {peer} is down ({why_down})"
+                said["why"] = "; ".join(filter(None, [said["why"], note]))
+                said["state"] = "degraded" if said["state"] == "up" else said["state"]
+
+    def _down(self, name: str) -> list[tuple[str, str]]:
+        """Peers of a Service Engine whose sessions are down, and why."""
+        if name in self._engines.running:
+            found = self.observed.get(name)
+            return [(s.peer, str(s.why)) for s in (found.bgp if found is not None else ()) if s.why]
+        other = self._engines.elsewhere.get(name)
+        return [(s.peer, s.why) for s in (other.bgp if other is not None else ()) if s.why]
 
     # ── what routers do ─────────────────────────────────────────────────────────────────────
 
@@ -574,11 +406,11 @@ class RouteHealth:
             name=name,
             group=process.group,
             address=self._engines.address(name),
-            usable=self._life(name) is not None,
+            usable=_lives(process),
             hands_over=self._engines.hands_over(name),
             weight=self._weight(name),
-            announced=tuple(sorted(a for one, a in self._announced if one == name)),
-            standby=tuple(sorted(a for one, a in self._standby if one == name)),
+            announced=self._announcements.announced_by(name),
+            standby=self._announcements.standby_of(name),
             advertised=_advertised(found),
             bgp=tuple(
                 RouterSession(
@@ -643,6 +475,15 @@ class RouteHealth:
                 shown |= {"detectMs": bfd.detect_ms, "upSeconds": bfd.up_s}
             out["addresses"] = list(found.addresses)
         return out
+
+
+def _lives(process: EngineProcess) -> bool:
+    """Whether its Envoy runs, and answers."""
+    return process.pid is not None and not process.hangs
+
+
+def _but_addresses(router: ReplicaRouter) -> ReplicaRouter:
+    return msgspec.structs.replace(router, announced=(), standby=(), advertised=())
 
 
 def _advertises_snat(bgp: BgpProfile) -> bool:

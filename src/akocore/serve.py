@@ -477,7 +477,6 @@ class Serve:
     def _placed(self) -> None:
         """Follow up what the reconciler has placed: engines, status, mirrors."""
         self._engines_due.set()
-        self._routes_due()
         for group, sequence, host in self.reconciler.realiser.take_placed():
             self._to_show.setdefault(group, deque()).append((sequence, host))
         for one in self.reconciler.realiser.take_placed_l4():
@@ -488,6 +487,8 @@ class Serve:
 
     def _touch_mirrors(self) -> None:
         touched = self.reconciler.realiser.vs_touched
+        if self.routes is not None:
+            self.routes.touched(touched)
         if self.sink is not None:
             for name in touched:
                 self.sink.touch("VirtualService", name)
@@ -603,7 +604,6 @@ class Serve:
                 mine = [f"{group}-se-{i + 1}" for i in range(count)]
                 names.update(mine)
                 await self.engines.ensure(group, mine)
-                self._routes_due()
             surplus = [name for name in self.engines.running if name not in names]
             if surplus and self._loaded:
                 await self.engines.stop(surplus)
@@ -633,10 +633,6 @@ class Serve:
             waiting += self.sink.waiting + self.sink.events_waiting
         shown = not any((*self._to_show.values(), *self._to_show_l4.values()))
         slack.look(done, busy=not self._loaded or bool(waiting) or not shown)
-
-    def _routes_due(self) -> None:
-        if self.routes is not None:
-            self.routes.due()
 
     def _warn_of_taken_ports(self) -> None:
         if self.engines.speaks_bgp:
@@ -710,23 +706,21 @@ class Serve:
                 self.events.say(f"ServiceEngine/{name}", "Warning", "FlowsNotHandedOver", said)
         if now != before:
             self.external.routed()
-            self._touch_routed({one.group for one in (before, now) if one is not None}, {name})
+            self._touch_routed({name}, self.routes.concerned(before, now))
 
-    def _touch_routed(self, groups: set[str], names: Iterable[str]) -> None:
-        """The routers of these Service Engines, of these groups, do something else."""
+    def _touch_routed(self, engines: Iterable[str], services: Iterable[str]) -> None:
+        """The routers of these Service Engines do something else, with these virtual services."""
         if self.sink is None:
             return
-        for name in names:
+        for name in engines:
             self.sink.touch("ServiceEngine", name)
-        for service in self.reconciler.placement.services.values():
-            if service.infra.group in groups:
-                self.sink.touch("VirtualService", service.name)
+        for name in services:
+            self.sink.touch("VirtualService", name)
 
     def _agents_elsewhere(self) -> None:
         """What other replicas say of their agents has changed."""
-        self._routes_due()
-        agents = self._agents()
-        self._touch_routed(set(agents.values()), agents)
+        assert self.routes is not None
+        self._touch_routed(*self.routes.elsewhere_changed())
 
     @property
     def waits(self) -> bool:
@@ -810,7 +804,6 @@ class Serve:
                 self._resting += 1
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.config.move_grace_seconds, self._finish, move)
-                self._routes_due()
 
     def _is_carried(self, move: Move) -> bool:
         """Where addresses are announced, whether routers know the way to the new ones."""

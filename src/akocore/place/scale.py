@@ -60,7 +60,8 @@ class Scale:
         self._facts = facts
         self._infrastructure = infrastructure
         self._remembers = remembers
-        self._chosen: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._chosen: dict[str, dict[str, tuple[str, ...]]] = {}  # virtual service → group
+        self._there: dict[str, Mapping[str, float]] = {}  # group → what is usable
 
     def wanted(self, vs: str, group: str) -> int:
         """How many Service Engines of ``group`` the virtual service is to be on."""
@@ -99,25 +100,35 @@ class Scale:
         """Whether a Service Engine of the group is one of them."""
         if not self._infrastructure.speaks_bgp:
             return True
-        if self.usable is None or not self.usable(group):  # without a router, or none is up
+        if not self._usable(group):  # without a router, or none is up
             return number_of(engine) <= self.wanted(vs, group)
         return engine in self.on(vs, group)
 
-    def changed(self) -> None:
-        """Service Engines came or went, or announce something else."""
+    def changed(self, vs: str | None = None) -> None:
+        """Something about a virtual service is otherwise; None: about the Service Engines."""
+        if vs is not None:
+            self._chosen.pop(vs, None)
+            return
         self._chosen.clear()
+        self._there.clear()
+
+    def _usable(self, group: str) -> Mapping[str, float]:
+        if (found := self._there.get(group)) is None:
+            found = self._there[group] = self.usable(group) if self.usable is not None else {}
+        return found
 
     def on(self, vs: str, group: str) -> tuple[str, ...]:
         """The Service Engines that a virtual service is on, who serves it first.
 
         Cost: those of the group, after `changed`.
         """
-        if (found := self._chosen.get((vs, group))) is None:
-            found = self._chosen[vs, group] = self._choose(vs, group)
+        at = self._chosen.setdefault(vs, {})
+        if (found := at.get(group)) is None:
+            found = at[group] = self._choose(vs, group)
         return found
 
     def _choose(self, vs: str, group: str) -> tuple[str, ...]:
-        there = self.usable(group) if self.usable is not None else {}
+        there = self._usable(group)
         wanted = self.wanted(vs, group)
         spares = self._spares(group, there, wanted)
         order = sorted(
@@ -195,9 +206,10 @@ class Scale:
             self._facts.drop(_ROOM, vs)
         else:
             self._facts.put(_ROOM, vs, str(number))
-        self.changed()
+        self.changed(vs)
         return None
 
     def forget(self, vs: str) -> None:
         """The virtual service is no more."""
         self._facts.drop(_ROOM, vs)
+        self.changed(vs)

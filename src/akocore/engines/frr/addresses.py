@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from akocore.engines.frr.config import host_prefix, in_order
+from akocore.engines.frr.config import canonical, host_prefix, in_order
 from akocore.engines.frr.process import in_namespace
 
 __all__ = ["AddressError", "Loopback", "ip"]
@@ -70,7 +70,7 @@ class Loopback:
 
     async def add(self, addresses: Iterable[str]) -> tuple[str, ...]:
         """Have ``addresses`` on ``lo``; those that were missing.  Cost: 10 ms and 0.1 ms each."""
-        missing = sorted({str(ip_address(a)) for a in addresses} - set(await self.held()))
+        missing = sorted({canonical(a) for a in addresses} - set(await self.held()))
         if missing:
             self._write({*self._ours(), *missing})
             lines = ["link set lo up", *(f"addr replace {host_prefix(a)} dev lo" for a in missing)]
@@ -79,7 +79,7 @@ class Loopback:
 
     async def keep_only(self, addresses: Iterable[str]) -> tuple[str, ...]:
         """Remove those of ours that are not among ``addresses``; what was removed."""
-        ours, wanted = self._ours(), {str(ip_address(a)) for a in addresses}
+        ours, wanted = self._ours(), {canonical(a) for a in addresses}
         if not (gone := ours - wanted):
             return ()
         there = sorted(gone & set(await self.held()))

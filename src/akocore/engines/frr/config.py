@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_address
+from typing import NamedTuple
 from zlib import crc32
 
 from msgspec import Struct
@@ -26,6 +28,7 @@ __all__ = [
     "Snat",
     "Vip",
     "VipState",
+    "canonical",
     "host_prefix",
     "in_map",
     "in_order",
@@ -183,17 +186,20 @@ class _Group(Struct, frozen=True, order=True):
 
 def _groups(config: RouterConfig) -> dict[_Group, list[str]]:
     """Announced addresses by group, sorted."""
-    found: dict[_Group, list[str]] = {}
+    alike: dict[tuple[str, tuple[str, ...], VipState], list[str]] = {}
     for vip in config.vips:
         if vip.state not in (VipState.HELD, VipState.ANSWERED):
-            group = _Group(
-                "VIP",
-                vip.network,
-                tuple(sorted(set(vip.labels))),
-                vip.state is VipState.DRAINING,
-                vip.state is VipState.STANDBY,
-            )
-            found.setdefault(group, []).append(vip.address)
+            alike.setdefault((vip.network, vip.labels, vip.state), []).append(vip.address)
+    found: dict[_Group, list[str]] = {}
+    for (network, labels, state), addresses in alike.items():
+        group = _Group(
+            "VIP",
+            network,
+            tuple(sorted(set(labels))),
+            state is VipState.DRAINING,
+            state is VipState.STANDBY,
+        )
+        found.setdefault(group, []).extend(addresses)
     for snat in config.snats:
         found.setdefault(_Group("SNAT", snat.network), []).append(snat.address)
     groups = dict(sorted(found.items()))
@@ -227,23 +233,38 @@ def out_map(peer: str) -> str:
     return f"PEER_RM_OUT_{peer}"
 
 
-def _version(address: str) -> int:
-    return ip_address(address).version
+class _Parsed(NamedTuple):
+    """An address.  They sort IPv4 before IPv6, by number."""
+
+    version: int
+    number: int
+    text: str  # as Python writes it
+    prefix: str  # of just this address: a /32 or a /128
 
 
-def _order(address: str) -> tuple[int, int]:
+@lru_cache(maxsize=1 << 16)  # parsing costs 3 µs, and each change looks at the same ones again
+def _parsed(address: str) -> _Parsed:
     ip = ip_address(address)
-    return ip.version, int(ip)
+    return _Parsed(ip.version, int(ip), str(ip), f"{address}/{ip.max_prefixlen}")
+
+
+def _version(address: str) -> int:
+    return _parsed(address).version
+
+
+def canonical(address: str) -> str:
+    """As Python writes it.  Raises `ValueError` for what is no address."""
+    return _parsed(address).text
 
 
 def in_order(addresses: Iterable[str]) -> tuple[str, ...]:
     """Each once, as Python writes it, IPv4 before IPv6, by number."""
-    return tuple(sorted({str(ip_address(a)) for a in addresses}, key=_order))
+    return tuple(sorted({_parsed(a).text for a in addresses}, key=_parsed))
 
 
 def host_prefix(address: str) -> str:
     """The prefix of just this address: a /32 or a /128."""
-    return f"{address}/{ip_address(address).max_prefixlen}"
+    return _parsed(address).prefix
 
 
 def _line(text: str) -> str:
@@ -291,7 +312,7 @@ def _bfd(config: RouterConfig) -> Iterator[str]:
 
 
 def _bgp(config: RouterConfig) -> Iterator[str]:
-    peers = sorted(config.peers, key=lambda peer: _order(peer.address))
+    peers = sorted(config.peers, key=lambda peer: _parsed(peer.address))
     groups = _groups(config)
     # 0: bgpd looks at changed maps when it is asked to, once they are complete.
     yield "bgp route-map delay-timer 0"
@@ -310,7 +331,7 @@ def _bgp(config: RouterConfig) -> Iterator[str]:
     for peer in peers:
         yield from _policy(peer, groups)
     yield f"router bgp {config.local_as}"
-    yield f" bgp router-id {ip_address(config.router_id)}"
+    yield f" bgp router-id {canonical(config.router_id)}"
     yield " no bgp default ipv4-unicast"
     if config.graceful_shutdown:
         yield " bgp graceful-shutdown"
@@ -323,7 +344,7 @@ def _bgp(config: RouterConfig) -> Iterator[str]:
     }
     for version, family in ((4, "ipv4 unicast"), (6, "ipv6 unicast")):
         mine = [peer for peer in peers if _version(peer.address) == version]
-        networks = {str(ip_address(a)): m for a, m in maps.items() if _version(a) == version}
+        networks = {canonical(a): m for a, m in maps.items() if _version(a) == version}
         if not mine and not networks:
             continue
         yield " !"
@@ -331,7 +352,7 @@ def _bgp(config: RouterConfig) -> Iterator[str]:
         for address in in_order(networks):
             yield f"  network {host_prefix(address)} route-map {networks[address]}"
         for peer in mine:
-            address = str(ip_address(peer.address))
+            address = canonical(peer.address)
             yield f"  neighbor {address} activate"
             yield f"  neighbor {address} route-map {in_map(address)} in"
             yield f"  neighbor {address} route-map {out_map(address)} out"
@@ -352,7 +373,7 @@ def _communities(communities: Iterable[str]) -> str:
 
 def _policy(peer: Peer, groups: Iterable[_Group]) -> Iterator[str]:
     """Nothing in; out only what the peer is told."""
-    address = str(ip_address(peer.address))
+    address = canonical(peer.address)
     yield f"route-map {in_map(address)} deny 10"
     yield "exit"
     yield "!"
@@ -374,7 +395,7 @@ def _policy(peer: Peer, groups: Iterable[_Group]) -> Iterator[str]:
 
 
 def _neighbor(config: RouterConfig, peer: Peer) -> Iterator[str]:
-    me = f" neighbor {ip_address(peer.address)}"
+    me = f" neighbor {canonical(peer.address)}"
     yield f"{me} remote-as {peer.remote_as}"
     if peer.label:
         yield f"{me} description {_line(peer.label)}"

@@ -7,7 +7,8 @@ the lines lead to what a fresh start with the new text leads to.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -44,7 +45,8 @@ class Delta(Struct, frozen=True):
         return bool(self.before or self.added or self.removed)
 
 
-def _paths(text: str) -> dict[Path, None]:
+@lru_cache(maxsize=8)  # the new text of one change is the old one of the next
+def _paths(text: str) -> Mapping[Path, None]:
     """Every line below its blocks, in order; block ends and separators left out."""
     out: dict[Path, None] = {}
     around: list[str] = []
@@ -108,8 +110,9 @@ def delta(old: str, new: str, attempted: Collection[str] = ()) -> Delta:
     possible = {path: None for path in possible if path[:1] not in before}
     certain = {path for path in possible if all(path in text for text in texts)}
     added = [path for path in want if path not in certain]
-    keys = {_key(path) for path in want}
-    gone = [path for path in possible if _key(path) not in keys]
+    # Of a text that is there as a whole, no two lines set the same.
+    keys = {_key(path) for path in (want if attempted else added)}
+    gone = [path for path in possible if path not in want and _key(path) not in keys]
     blocks = {path for path in gone if _BLOCK.match(path[-1]) and len(path) == 1}
     neighbors = {
         (path[0], found[1]) for path in gone if (found := _NEIGHBOR.match(path[-1])) and found[2]

@@ -7,6 +7,7 @@ advertised-routes json`` and ``show bfd peers json``, as FRR 8.4 answers them.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_network
 
 import msgspec
@@ -46,6 +47,7 @@ class BgpSession(Struct, frozen=True, kw_only=True):
     up_s: float  # 0 when it is not established
     established: int  # how often it was, since bgpd started
     dropped: int
+    updates: int  # that the peer was sent, in all its sessions
     told: int  # prefixes that the peer has from us
     heard: int  # prefixes that we use from the peer
     why: Down | None
@@ -78,6 +80,20 @@ class Observed(Struct, frozen=True, kw_only=True):
         """Whether there is a peer and no session is down."""
         return bool(self.bgp) and all(session.why is None for session in self.bgp)
 
+    def still_told(self, session: BgpSession) -> tuple[str, ...] | None:
+        """What the peer of a later look has as it had it then; None: it may have something else."""
+        prefixes = self.advertised.get(session.peer, ())
+        for before in self.bgp:
+            if before.peer == session.peer and _of(before) == _of(session):
+                same = before.up_s <= session.up_s and len(prefixes) == session.told
+                return prefixes if same else None
+        return None
+
+
+def _of(session: BgpSession) -> tuple[object, ...]:
+    """Equal while a peer keeps what it was told."""
+    return session.state, session.established, session.dropped, session.updates, session.told
+
 
 class _Family(Struct, rename="camel"):
     accepted_prefix_counter: int = 0
@@ -87,6 +103,7 @@ class _Family(Struct, rename="camel"):
 class _Messages(Struct, frozen=True, rename="camel"):
     opens_sent: int = 0
     opens_recv: int = 0
+    updates_sent: int = 0
 
 
 class _Neighbor(Struct, rename="camel"):
@@ -140,6 +157,7 @@ def bgp_sessions(answer: str) -> tuple[BgpSession, ...]:
             up_s=n.bgp_timer_up_msec / 1000 if n.bgp_state == "Established" else 0.0,
             established=n.connections_established,
             dropped=n.connections_dropped,
+            updates=n.message_stats.updates_sent,
             told=sum(f.sent_prefix_counter for f in n.address_family_info.values()),
             heard=sum(f.accepted_prefix_counter for f in n.address_family_info.values()),
             why=_why(n),
@@ -196,7 +214,13 @@ def _said(n: _Neighbor) -> str:
 def advertised_routes(answer: str) -> tuple[str, ...]:
     """Prefixes that one peer has from us, in one address family; sorted."""
     found = msgspec.json.decode(answer, type=_Advertised).advertised_routes
-    return tuple(sorted(found, key=lambda p: (ip_network(p).version, ip_network(p))))
+    return tuple(sorted(found, key=_order))
+
+
+@lru_cache(maxsize=1 << 16)
+def _order(prefix: str) -> tuple[int, int, int]:
+    net = ip_network(prefix)
+    return net.version, int(net.network_address), net.prefixlen
 
 
 def bfd_sessions(answer: str) -> tuple[BfdSession, ...]:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from akocore.engines.frr.addresses import Loopback
-from akocore.engines.frr.config import DAEMONS, RouterConfig, VipState, render
+from akocore.engines.frr.config import DAEMONS, RouterConfig, VipState, canonical, render
 from akocore.engines.frr.delta import Delta, delta, is_secret, to_refresh
 from akocore.engines.frr.observe import (
     Observed,
@@ -49,27 +49,29 @@ class Applied(Struct, frozen=True):
     removed: tuple[str, ...] = ()
 
 
-async def observe(router: Router, loopback: Loopback) -> Observed:
+async def observe(router: Router, loopback: Loopback, before: Observed | None = None) -> Observed:
     """What a router does now.  Raises `VtyError` or `AddressError`.
 
+    ``before``: an earlier look, so that peers who were told nothing since are not asked about.
     Needs no `Router.start`: it asks what runs in the router's directory, whoever started it.
-    Cost: some 10 ms, most of it for ``ip``.
+    Cost: some 10 ms, most of it for ``ip``, and the prefixes of peers who were told something.
     """
     (neighbors,) = await router.ask("bgpd", ["show bgp neighbors json"])
     sessions = bgp_sessions(neighbors)
+    told = {s.peer: before.still_told(s) if before is not None else None for s in sessions}
+    peers = [peer for peer, prefixes in told.items() if prefixes is None]
     commands = [
-        f"show bgp {'ipv4' if ip_address(s.peer).version == 4 else 'ipv6'} unicast"
-        f" neighbors {s.peer} advertised-routes json"
-        for s in sessions
+        f"show bgp {'ipv4' if ip_address(peer).version == 4 else 'ipv6'} unicast"
+        f" neighbors {peer} advertised-routes json"
+        for peer in peers
     ]
-    routes = await router.ask("bgpd", commands)
-    (peers,) = await router.ask("bfdd", ["show bfd peers json"])
+    routes = await router.ask("bgpd", commands) if commands else []
+    fresh = {peer: advertised_routes(a) for peer, a in zip(peers, routes, strict=True)}
+    (bfd,) = await router.ask("bfdd", ["show bfd peers json"])
     return Observed(
         bgp=sessions,
-        bfd=bfd_sessions(peers),
-        advertised={
-            s.peer: advertised_routes(answer) for s, answer in zip(sessions, routes, strict=True)
-        },
+        bfd=bfd_sessions(bfd),
+        advertised={peer: prefixes or fresh.get(peer, ()) for peer, prefixes in told.items()},
         addresses=await loopback.held(),
     )
 
@@ -82,6 +84,7 @@ class Session:
         self.loopback = Loopback(router.directory / "addresses.json", router.namespace)
         self.segment = Segment(router.directory / "answered.json", router.namespace)
         self.config: RouterConfig | None = None  # what was applied last
+        self._observed: Observed | None = None
         self._turn = asyncio.Lock()
 
     async def start(self, config: RouterConfig) -> Applied:
@@ -105,9 +108,10 @@ class Session:
         wanted = render(config)
         router = self.router
         changes = {d: delta(router.told(d), wanted.of(d), router.attempted(d)) for d in DAEMONS}
-        peers = {str(ip_address(peer.address)) for peer in config.peers}
+        peers = {canonical(peer.address) for peer in config.peers}
         refreshed = tuple(peer for peer in to_refresh(changes["bgpd"]) if peer in peers)
-        added = await self.loopback.add(config.addresses)
+        addresses = config.addresses
+        added = await self.loopback.add(addresses)
         await self.segment.answer(
             vip.address for vip in config.vips if vip.state is VipState.ANSWERED
         )
@@ -129,7 +133,7 @@ class Session:
             if router.daemons[daemon].restarts != restarts:
                 raise SessionError(f"{daemon} ended while it was told.")
             router.keep(daemon, wanted.of(daemon))
-        removed = await self.loopback.keep_only(config.addresses)
+        removed = await self.loopback.keep_only(addresses)
         self.config = config
         done = Applied(sent, refreshed if "bgpd" in up else (), added, removed)
         if done != Applied():
@@ -153,7 +157,7 @@ class Session:
         use that (RFC 8326); then they are withdrawn, and answer for ``hold_s`` more, and on
         till ``until`` returns: till flows that others hand over are at their end.
         """
-        mine = {str(ip_address(a)) for a in addresses}
+        mine = {canonical(a) for a in addresses}
         for state, wait_s in ((VipState.DRAINING, drain_s), (VipState.HELD, hold_s)):
             await self._change(mine, state)
             await asyncio.sleep(wait_s)
@@ -167,10 +171,10 @@ class Session:
                 raise SessionError("nothing was applied yet: start the session first.")
             vips = [
                 vip
-                if str(ip_address(vip.address)) not in addresses
+                if canonical(vip.address) not in addresses
                 else msgspec.structs.replace(vip, state=state)
                 for vip in config.vips
-                if state is not None or str(ip_address(vip.address)) not in addresses
+                if state is not None or canonical(vip.address) not in addresses
             ]
             await self._apply(msgspec.structs.replace(config, vips=tuple(vips)))
 
@@ -206,11 +210,12 @@ class Session:
     async def observe(self) -> Observed:
         """What the router does now.  Raises `SessionError` when a daemon doesn't answer."""
         try:
-            return await observe(self.router, self.loopback)
+            self._observed = await observe(self.router, self.loopback, self._observed)
         except VtyError as err:
             raise SessionError(str(err)) from err
         except msgspec.MsgspecError as err:  # a daemon that starts, or is another release
             raise SessionError(f"an answer of FRR can't be read: {err}") from err
+        return self._observed
 
     # ─── telling a daemon
 
