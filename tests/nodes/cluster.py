@@ -71,6 +71,13 @@ class Nodes:
         command = [str(programs), "--kubeconfig", str(self.kubeconfig), *arguments]
         return within(NAMESPACE, command, stdin, allow)
 
+    def warnings(self, *arguments: str) -> list[str]:
+        """What the API server warns of when kubectl asks it."""
+        programs = next(CACHE.glob("kubernetes-v*/kubectl"))
+        command = [str(programs), "--kubeconfig", str(self.kubeconfig), *arguments]
+        said = within(NAMESPACE, ["sh", "-c", '"$@" 2>&1 >/dev/null', "sh", *command])
+        return [line.removeprefix("Warning: ") for line in said.splitlines()]
+
     def plugin(self, *arguments: str) -> str:
         """What ``kubectl akocore ...`` says."""
         programs = next(CACHE.glob("kubernetes-v*/kubectl")).parent

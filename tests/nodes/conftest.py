@@ -20,10 +20,10 @@ _IMAGES = Path(__file__).parents[2] / "deploy" / "images"
 
 @pytest.fixture(scope="session")
 def nodes(require_real: Callable[[bool, str], None]) -> Iterator[Nodes]:
-    """Three nodes, or $NODES, with both images of akocore.  One that was up before stays up."""
+    """Four nodes, or $NODES, with both images of akocore.  One that was up before stays up."""
     able = os.geteuid() == 0 and bool(shutil.which("apt-get")) and bool(shutil.which("go"))
     require_real(able, "root with apt-get and go")
-    made = Nodes(int(os.environ.get("NODES", "3")))
+    made = Nodes(int(os.environ.get("NODES", "4")))
     was_up = made.running
     try:
         if not os.environ.get("KEEP_IMAGES"):  # those of the last run, while tests are written

@@ -97,13 +97,15 @@ def until(said: Callable[[], _T], seconds: float = 60, why: Callable[[], str] = 
 
 
 class Load:
-    """Requests from the client, on connections of their own, as long as the block lasts.
+    """Requests from the client as long as the block lasts.
 
-    ``answers``: "200" or what happened, and how often; ``failures``: when, and what.
+    On connections of their own, and on ``kept`` ones of each host that go on.  ``answers``: "200"
+    or what happened, and how often; ``failures``: when, and what.
     """
 
-    def __init__(self, targets: dict[str, str]) -> None:
+    def __init__(self, targets: dict[str, str], kept: int = 0) -> None:
         self._targets = targets  # host → address
+        self._kept = kept
         self.answers: dict[str, int] = {}
         self.failures: list[tuple[float, str]] = []
 
@@ -112,6 +114,7 @@ class Load:
             [
                 *("nsenter", f"--net=/run/netns/{CLIENT}", "--", sys.executable),
                 *(str(Path(__file__).with_name("load.py")), json.dumps(self._targets)),
+                str(self._kept),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

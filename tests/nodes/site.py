@@ -70,7 +70,7 @@ spec:
 ---
 apiVersion: networking.x-k8s.io/v1alpha1
 kind: Gateway
-metadata: {name: avi-alb-gw, namespace: default}
+metadata: {name: l4-gw, namespace: default}
 spec:
   gatewayClassName: critical-gwc
   listeners:
@@ -80,13 +80,16 @@ spec:
       selector:
         matchLabels:
           ako.vmware.com/gateway-namespace: default
-          ako.vmware.com/gateway-name: avi-alb-gw
+          ako.vmware.com/gateway-name: l4-gw
       group: v1
       kind: Service
 """
+L7 = "hello.avi.iberia.local"
+WHERE = {L7: "ingress/hello", "l4": "service/hello-l4"}
+"""What the tests ask, and whose status says where."""
 _CHOSEN = {
     "ako.vmware.com/gateway-namespace": "default",
-    "ako.vmware.com/gateway-name": "avi-alb-gw",
+    "ako.vmware.com/gateway-name": "l4-gw",
 }
 
 
@@ -109,15 +112,18 @@ class Site:
 
     def serve(self) -> None:
         """The walkthrough's application, by an Ingress and by a Gateway."""
-        host = "hello.avi.iberia.local"
-        self.nodes.apply(SETTING, *backend("hello", 3), ingress("hello", host, "critical-ic"))
+        self.nodes.apply(SETTING, *backend("hello", 3), ingress("hello", L7, "critical-ic"))
         service = backend("hello-l4", 3)
         service[1]["metadata"]["labels"] = _CHOSEN
         service[1]["spec"]["type"] = "LoadBalancer"
         self.nodes.apply(*service)
+        self.locate()
+
+    def locate(self) -> None:
+        """Until all is served where it says, and announced."""
         self.hosts = {
-            host: until(lambda: self.address("ingress/hello"), why=self.why),
-            "l4": until(lambda: self.address("service/hello-l4"), why=self.why),
+            name: until(lambda w=what: self.address(w), why=self.why)  # type: ignore[misc]
+            for name, what in WHERE.items()
         }
         until(lambda: self.settled(2), 90, why=self.why)
         for name, address in self.hosts.items():
@@ -134,8 +140,20 @@ class Site:
         points = self.nodes.get(what)["status"].get("loadBalancer", {}).get("ingress", [])
         return str(points[0]["ip"]) if points else ""
 
-    def load(self) -> Load:
-        return Load(self.hosts)
+    def load(self, kept: int = 0, *hosts: str) -> Load:
+        """Of all, or just of these hosts."""
+        return Load({h: a for h, a in self.hosts.items() if not hosts or h in hosts}, kept)
+
+    def hand_over(self, on: bool) -> None:
+        """Whether Service Engines hand flows over to each other, once it is so."""
+        patch = orjson.dumps({"spec": {"flowHandover": on}}).decode()
+        self.nodes.kubectl("patch", "segroup", "se-group-critical", "--type=merge", "-p", patch)
+        until(lambda: all(self._rings(n) == on for n in self.engines().values()), why=self.why)
+
+    def _rings(self, address: str) -> bool:
+        """Whether the Service Engine of a node has rules to hand flows over."""
+        node = int(address.rpartition(".")[2]) - 10
+        return "akocore_handover" in self.nodes.on_node(node, "nft", "list", "tables")
 
     def engines(self) -> dict[str, str]:
         """Each ready pod of a Service Engine, and its address."""

@@ -11,15 +11,17 @@ import time
 import pytest
 
 from nodes.outside import CLIENT, Load, until
-from nodes.site import CHART, GROUP, HOME, Site
+from nodes.site import CHART, GROUP, HOME, L7, WHERE, Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 
+KEPT = 100  # connections
 
-def served_all_the_while(load: Load) -> None:
-    print(json.dumps(load.answers))
+
+def served_all_the_while(load: Load, site: Site) -> None:
+    print(json.dumps(load.answers), *load.failures, sep="\n")
     assert load.answers.get("200"), "nothing was asked"
-    assert not load.failures
+    assert not load.failures, site.why()
 
 
 def scale(site: Site, number: int) -> None:
@@ -65,18 +67,15 @@ def test_helm_upgrade_costs_no_request(site: Site) -> None:
         site.rollout("deploy/akocore")
         site.install(CHART)
         site.rollout("deploy/akocore")
-    served_all_the_while(load)
-    assert {n: site.address(w) for n, w in _WHERE.items()} == before
-
-
-_WHERE = {"hello.avi.iberia.local": "ingress/hello", "l4": "service/hello-l4"}
+    served_all_the_while(load, site)
+    assert {n: site.address(w) for n, w in WHERE.items()} == before
 
 
 def test_a_rollout_of_controllers_costs_no_request(site: Site) -> None:
     with site.load() as load:
         site.nodes.kubectl("rollout", "restart", "deploy/akocore", "-n", HOME)
         site.rollout("deploy/akocore")
-    served_all_the_while(load)
+    served_all_the_while(load, site)
 
 
 def test_a_leader_that_is_killed_costs_no_request(site: Site) -> None:
@@ -85,33 +84,51 @@ def test_a_leader_that_is_killed_costs_no_request(site: Site) -> None:
         site.nodes.kubectl(*("delete", "pod", leader, "-n", HOME, "--force", "--grace-period=0"))
         until(lambda: site.leader() not in ("", leader), why=site.why)
         site.rollout("deploy/akocore")
-    served_all_the_while(load)
+    served_all_the_while(load, site)
 
 
-def test_a_rollout_of_service_engines_costs_no_request(site: Site) -> None:
-    with site.load() as load:
+def test_a_rollout_of_service_engines_costs_no_request_and_no_connection(site: Site) -> None:
+    with site.load(KEPT, L7) as load:
         site.nodes.kubectl("rollout", "restart", f"sts/{GROUP}", "-n", HOME)
         site.rollout(f"sts/{GROUP}")
         until(lambda: site.settled(2), why=site.why)
-    served_all_the_while(load)
+    served_all_the_while(load, site)
 
 
-def test_scaling_out_and_in_costs_no_request(site: Site) -> None:
-    with site.load() as load:
-        for number in (3, 2):
-            scale(site, number)
-            until(lambda n=number: site.settled(n), 90, why=site.why)  # type: ignore[misc]
-    served_all_the_while(load)
+def test_scaling_out_and_in_costs_no_request_and_no_connection(site: Site) -> None:
+    with site.load(KEPT) as load:
+        scale(site, 4)
+        until(lambda: site.settled(4), 90, why=site.why)
+    served_all_the_while(load, site)
+    # HTTP clients are told to open another connection; of TCP's, nobody can ask that.
+    with site.load(KEPT, L7) as load:
+        scale(site, 2)
+        until(lambda: site.settled(2), 90, why=site.why)
+    served_all_the_while(load, site)
 
 
-def test_draining_a_node_costs_no_request(site: Site) -> None:
+def test_without_handover_scaling_out_breaks_connections(site: Site) -> None:
+    site.hand_over(False)
+    try:
+        with site.load(KEPT) as load:
+            scale(site, 4)
+            until(lambda: site.settled(4), 90, why=site.why)
+        print(json.dumps(load.answers))
+        assert load.answers["broken"] > KEPT / 4  # of those of both; half of them were moved
+    finally:
+        site.hand_over(True)
+        scale(site, 2)
+        until(lambda: site.settled(2), 90, why=site.why)
+
+
+def test_draining_a_node_costs_no_request_and_no_connection(site: Site) -> None:
     pods = site.pods("service-engine")
     node = pods[0]["spec"]["nodeName"]
     try:
-        with site.load() as load:
+        with site.load(KEPT, L7) as load:
             site.nodes.kubectl("drain", node, "--delete-emptydir-data", "--timeout=180s")
             until(lambda: site.settled(2), 90, why=site.why)
-        served_all_the_while(load)
+        served_all_the_while(load, site)
     finally:
         site.nodes.kubectl("uncordon", node)
 
@@ -123,7 +140,7 @@ def test_an_api_server_that_is_away_for_two_minutes_costs_no_request(site: Site)
         site.nodes.start_api_server()
         # kubelets take their time to come back, and until then their pods are not ready.
         until(lambda: site.settled(2), 300, why=site.why)
-    served_all_the_while(load)
+    served_all_the_while(load, site)
 
 
 def test_a_node_whose_power_is_cut_is_left_for_another(site: Site) -> None:
@@ -139,11 +156,11 @@ def test_a_node_whose_power_is_cut_is_left_for_another(site: Site) -> None:
     until(lambda: not site.ready_endpoints(node), 120, why=site.why)
     with site.load() as load:
         until(lambda: site.settled(2), 240, why=site.why)
-    served_all_the_while(load)
+    served_all_the_while(load, site)
     assert node not in {pod["spec"]["nodeName"] for pod in site.pods("service-engine")}
     with site.load() as load:
         site.nodes.start()
-    served_all_the_while(load)
+    served_all_the_while(load, site)
 
 
 def test_kubectl_akocore_explains_what_a_cluster_has(site: Site) -> None:
@@ -154,7 +171,7 @@ def test_kubectl_akocore_explains_what_a_cluster_has(site: Site) -> None:
 
 def test_uninstalling_takes_back_what_was_written_and_made(site: Site) -> None:
     site.nodes.helm("uninstall", "akocore", "--namespace", HOME, "--wait", "--timeout", "120s")
-    for what in _WHERE.values():
+    for what in WHERE.values():
         assert site.address(what) == ""
     for kind in ("vs", "se", "vsvips", "replicas"):
         assert site.nodes.get(kind)["items"] == []
