@@ -37,6 +37,7 @@ from akocore.kube.objects import (
 )
 from akocore.l4 import L4, only_status
 from akocore.model import HostModel, Refusal
+from akocore.place.ipam import Ipam
 from akocore.place.scale import Scale
 from akocore.place.state import Facts, SharedFacts
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
@@ -588,18 +589,46 @@ class Reconciler:
 
     def _retry_waiting(self, move: Move | None = None) -> None:
         """An address may be free again: try the virtual services that wait for one."""
-        if not self.placement.decides or not any(p.free for p in self.placement.pools.values()):
+        services, waiting = self.placement.services, self.placement.waiting
+        if not any(p.free for p in self.placement.pools.values()):
+            waiting = {name for name in waiting if services[name].wanted}
+        if not self.placement.decides or not waiting:
             return
         if move is None:
             self._moves += 1
             self._retry_waiting(own := Move(self._moves))
             self._begin(own)
             return
-        for name in sorted(self.placement.waiting):
-            service = self.placement.services[name]
+        for name in sorted(waiting):
+            service = services[name]
             pool = self.placement.pools.get(service.infra.network)
-            if pool is not None and pool.free and not service.closed:
+            if pool is None or service.closed:
+                continue
+            self._take_over(service, pool)
+            if pool.free:
                 self._settle(service, service.infra, move)
+
+    def _take_over(self, service: VirtualService, pool: Ipam) -> None:
+        """Who closed at the one address that a virtual service may have leaves it at once.
+
+        On the same Service Engines the one begins to listen as the other ends, and connections
+        of the latter are served on: nobody is without an answer meanwhile.
+        """
+        former = self.placement.services.get(pool.holder(service.wanted) or "")
+        if former is None or not former.closed:
+            return
+        homes = [home for home in former.homes if home.address == service.wanted]
+        if any(home.group != service.infra.group for home in homes):
+            return
+        for home in homes:
+            self.placement.leave(former, home)
+            self._when_drained(partial(self._drop_unused_floors, former, home))
+        self.realiser.vs_touched.add(former.name)
+
+    def _drop_unused_floors(self, former: VirtualService, home: Home) -> None:
+        now = self.placement.services.get(former.name)
+        if now is None or all(other.group != home.group for other in now.homes):
+            self.realiser.drop_floors(former, home)
 
     def forget_absent(self) -> None:
         """After the first list: give back what is remembered for objects that are gone.

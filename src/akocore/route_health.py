@@ -105,7 +105,7 @@ class RouteHealth:
         self._engines = engines
         self._events = events
         self._due = asyncio.Event()
-        self._announcements = Announcements(at, engines, self._due.set, drained_s)
+        self.announcements = Announcements(at, engines, self._due.set, drained_s)
         self._told: dict[str, float] = {}  # address → since when routers are told the way to it
         self._said: dict[tuple[str, str, str], bool] = {}
         self._without_snat: set[str] = set()  # who was said to have no address for it
@@ -113,31 +113,31 @@ class RouteHealth:
         self._balance = Balance()
         engines.config_of = self.config
         at.scale.usable = self._usable
-        at.scale.rank = self._announcements.rank
-        at.scale.busy = self._announcements.busy
+        at.scale.rank = self.announcements.rank
+        at.scale.busy = self.announcements.busy
 
     # ── what may concern a route ────────────────────────────────────────────────────────────
 
     def touched(self, services: Iterable[str]) -> None:
         """Virtual services are somewhere else or have other listeners, or settings are others."""
-        self._announcements.touched(services)
+        self.announcements.touched(services)
 
     def acknowledged(self) -> None:
         """An Envoy has got on: it may serve something now."""
-        self._announcements.acknowledged()
+        self.announcements.acknowledged()
 
     def engine_changed(self, name: str) -> None:
         """An Envoy started or ended."""
         if name not in self._engines.running:
             self.observed.pop(name, None)
             self._balance.forget(name)
-        self._announcements.engine_changed(name)
+        self.announcements.engine_changed(name)
 
     def elsewhere_changed(self) -> tuple[set[str], set[str]]:
         """Other replicas told of theirs: which Service Engines, of which virtual services."""
         engines: set[str] = set()
         services: set[str] = set()
-        for before, now in self._announcements.elsewhere_changed():
+        for before, now in self.announcements.elsewhere_changed():
             engines |= {one.name for one in (before, now) if one is not None}
             services |= self.concerned(before, now)
         return engines, services
@@ -149,13 +149,13 @@ class RouteHealth:
         """
         if before is None or now is None or _but_addresses(before) != _but_addresses(now):
             groups = {one.group for one in (before, now) if one is not None}
-            return self._announcements.services_of(groups)
+            return self.announcements.services_of(groups)
         addresses = (
             {*before.announced} ^ {*now.announced}
             | {*before.standby} ^ {*now.standby}
             | {one.partition("/")[0] for one in {*before.advertised} ^ {*now.advertised}}
         )
-        return self._announcements.services_at(addresses)
+        return self.announcements.services_at(addresses)
 
     # ── what Service Engines there are, for `Scale` ─────────────────────────────────────────
 
@@ -190,7 +190,7 @@ class RouteHealth:
             for name, weight in self._balance.heard(group, now).items():
                 note = f"Its Envoy is {group[name]:.0%} busy: from now on it weighs {weight:.2f}."
                 self._events.say(f"ServiceEngine/{name}", "Normal", "Rebalanced", note)
-                self._announcements.all_changed()
+                self.announcements.all_changed()
 
     def adopt(
         self,
@@ -202,7 +202,7 @@ class RouteHealth:
     ) -> None:
         """A Service Engine comes to us that announces these already: nobody withdraws them."""
         self._check_address(name)
-        self._announcements.adopt(name, life, announced, standby, answered)
+        self.announcements.adopt(name, life, announced, standby, answered)
 
     def _check_address(self, name: str) -> None:
         """Say what is wrong with where a Service Engine elsewhere speaks BGP from."""
@@ -226,7 +226,7 @@ class RouteHealth:
 
     async def run(self) -> None:
         """Follow, until cancelled."""
-        self._announcements.begin()
+        self.announcements.begin()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._look())
@@ -237,13 +237,13 @@ class RouteHealth:
             await self._due.wait()
             self._due.clear()
             began = loop.time()
-            self._announcements.follow()
+            self.announcements.follow()
             self._engines.look_round()
             handing = self._who_hand_over()
             for name, process in self._engines.running.items():
                 if address := self._engines.address(name):
                     group = process.group
-                    handed = self._announcements.handed(group) if group in handing else None
+                    handed = self.announcements.handed(group) if group in handing else None
                     self._engines.route(name, self.config(name, address), handed)
             # When Service Engines come, thousands of virtual services are looked at anew.
             await asyncio.sleep(min(_REST * (loop.time() - began), _REST_MAX_S))
@@ -271,7 +271,7 @@ class RouteHealth:
     def config(self, name: str, address: str) -> RouterConfig:
         """What the router of a Service Engine must do now.  Cost: the peers of all Networks."""
         networks = {n: s for n, s in self._at.infrastructure.networks.items() if s.bgp is not None}
-        vips = self._announcements.vips(name)
+        vips = self.announcements.vips(name)
         router_id = self._engines.router_id(name) or address
         passwords = self._at.infrastructure.passwords
         snats = self._snats(name, networks)
@@ -296,7 +296,7 @@ class RouteHealth:
 
     def announced(self, address: str) -> list[str]:
         """The Service Engines that are to announce an address now."""
-        return self._announcements.announced(address)
+        return self.announcements.announced(address)
 
     def carried(self, service: VirtualService) -> bool:
         """Whether routers have been told the way to where a virtual service is to be.
@@ -409,8 +409,8 @@ class RouteHealth:
             usable=_lives(process),
             hands_over=self._engines.hands_over(name),
             weight=self._weight(name),
-            announced=self._announcements.announced_by(name),
-            standby=self._announcements.standby_of(name),
+            announced=self.announcements.announced_by(name),
+            standby=self.announcements.standby_of(name),
             advertised=_advertised(found),
             bgp=tuple(
                 RouterSession(

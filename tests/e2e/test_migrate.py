@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,6 @@ async def test_the_same_requests_have_the_same_answers_at_the_same_vip(shop: Hou
     store = manifests(f"{INGRESSES}---{services}---{classes}", found)
     moved = migrate(store, DIALECTS, gateway_class="akocore")
     assert [v for v in moved.verdicts if v.verdict == "untranslatable"] == []
-    (shop.directory / "ingresses.yaml").unlink()
     shop.write("gateways.yaml", yaml.safe_dump_all(moved.manifests))
     (gateway,) = [one for one in moved.manifests if one["kind"] == "Gateway"]
     key = f"{gateway['metadata']['namespace']}/{gateway['metadata']['name']}"
@@ -207,13 +206,33 @@ async def test_the_same_requests_have_the_same_answers_at_the_same_vip(shop: Hou
         said = status_gateway.gateway(shop.serve.reconciler, key)
         return said is not None and list(said.addresses) == [address]
 
+    await shop.until(lambda: status_gateway.gateway(shop.serve.reconciler, key) is not None)
+    assert not taken_over()  # the Ingresses have the address
+    said: Counter[str] = Counter()
+    done = asyncio.Event()
+    asking = [asyncio.create_task(ask(shop, address, said, done, keep=k)) for k in (False, True)]
+    await asyncio.sleep(0.3)
+    (shop.directory / "ingresses.yaml").unlink()
     await shop.until(taken_over, 20)
     await shop.until_status(address, "a.test", 200)
-    after = []
-    for _ in range(50):  # its parts come one after the other
-        with contextlib.suppress(aiohttp.ClientError):
-            after = await answers(shop, address)
-        if after == before:
-            break
-        await asyncio.sleep(0.2)
-    assert after == before
+    assert await answers(shop, address) == before
+    await asyncio.sleep(shop.serve.engines.drain_s + 2)  # what is left of the former is gone, too
+    done.set()
+    await asyncio.gather(*asking)
+    assert await answers(shop, address) == before
+    assert said.keys() == {"200 default/one /"}
+
+
+async def ask(
+    house: House, address: str, said: Counter[str], done: asyncio.Event, *, keep: bool
+) -> None:
+    """Ask for a.test all the while, on connections of their own, or on one that is kept."""
+    url = f"http://{address}:{80 + house.offset}/"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=not keep)) as http:
+        while not done.is_set():
+            try:
+                async with http.get(url, headers={"Host": "a.test"}) as got:
+                    said[f"{got.status} {await got.text()}"] += 1
+            except aiohttp.ClientError as err:
+                said[type(err).__name__] += 1
+            await asyncio.sleep(0.005)

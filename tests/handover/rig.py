@@ -41,7 +41,8 @@ SERVER_CODE = textwrap.dedent("""
 """)
 
 # Reads lines: "open COUNT", "ping" (a byte there and back on each that isn't broken), "close",
-# "send SIZE" (so many bytes there and back on each).
+# "again" (the next ones come from the ports of the first), "send SIZE" (so many bytes there and
+# back on each).
 CLIENT_CODE = textwrap.dedent("""
     import socket, sys
     address, family = sys.argv[1], socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
@@ -54,6 +55,7 @@ CLIENT_CODE = textwrap.dedent("""
             for port in ports:
                 one = socket.socket(family)
                 one.settimeout(5)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 one.bind((sys.argv[2], port))
                 one.connect((address, 80))
                 kept.append(one)
@@ -61,6 +63,8 @@ CLIENT_CODE = textwrap.dedent("""
             for one in kept:
                 one.close()
             kept = []
+        elif word == "again":
+            first = 20_000
         elif word == "send":
             whole = []
             for one in kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import msgspec
@@ -65,6 +66,25 @@ async def test_service_engines_behind_routers_break_no_connection(
         assert await client.tell("ping") == 0
         assert await running.handovers["se-2"].owned(vip) > FLOWS / 4
         assert (await running.counted())["unowned"] == 0
+
+
+@pytest.mark.parametrize("vip", [VIP, VIP_6], ids=["IPv4", "IPv6"])
+async def test_ports_that_a_client_uses_again_are_no_connections_of_who_had_them(
+    rig: MakeRig, vip: str
+) -> None:
+    async with rig(2) as running:
+        await running.ring("se-1", "se-2")
+        await running.spread("se-1")
+        client = await running.client(vip)
+        assert await client.tell(f"open {FLOWS}") == 0
+        await client.tell("close")
+        await asyncio.sleep(3)
+        await running.spread("se-2")
+        await client.tell("again")
+        assert await client.tell(f"open {FLOWS}") == 0
+        await running.spread("se-1")  # its kernel knew all of these 5-tuples
+        assert await client.tell("ping") == 0
+        assert (await running.counted())["begun"] >= FLOWS
 
 
 @pytest.mark.parametrize("vip", [VIP, VIP_6], ids=["IPv4", "IPv6"])

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from akocore.config import Config
+from akocore.engines.frr.config import Vip
 from akocore.kube.objects import ServiceEngineGroupSpec
 from akocore.lab.fleet import Fleet
 from akocore.lab.topology import Topology, sweep
@@ -185,6 +186,25 @@ class House:
         return out.split()
 
 
+async def as_from_scratch(serve: Serve) -> None:
+    """What routers were told change by change is what they would be told by a look at all of it."""
+    routes = serve.routes
+    assert routes is not None
+
+    def told() -> dict[str, dict[str, Vip]]:
+        names = serve.engines.running
+        return {name: {v.address: v for v in routes.announcements.vips(name)} for name in names}
+
+    for _ in range(40):  # while moves go on, time changes it, too
+        before = told()
+        routes.announcements.all_changed()
+        routes.announcements.follow()
+        if before == told():
+            return
+        await asyncio.sleep(0.1)
+    assert before == told()
+
+
 @asynccontextmanager
 async def house_over(topology: Topology, directory: Path, envoy: Any) -> AsyncIterator[House]:
     """The controller runs until the end, and nothing of the lab is left then."""
@@ -209,6 +229,7 @@ async def house_over(topology: Topology, directory: Path, envoy: Any) -> AsyncIt
         await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         yield House(topology, serve, manifests)
+        await as_from_scratch(serve)
         serve.stop()
         await asyncio.wait_for(task, 20)
     finally:

@@ -137,6 +137,7 @@ def test_the_gateway_section_line_by_line(story: Site) -> None:
     assert site.nodes.get("vs", vs)["status"]["vip"] == vip
 
     apply(SERVICE.format(name="hello", port=80), DEPLOYMENT)
+    site.nodes.kubectl("rollout", "status", "deploy/hello", "--timeout=60s")
     until(lambda: external_ips(site) == {"hello": vip}, why=site.why)
     until(lambda: announced(site, vip), why=site.why)
     until(lambda: answers(site, vip, 80), why=site.why)

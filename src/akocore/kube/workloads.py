@@ -95,11 +95,6 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
     field = {"fieldRef": {"fieldPath": "metadata.name"}}
     address = {"fieldRef": {"fieldPath": "status.podIP"}}
     certificates = "/etc/akocore/xds"
-    handover = (
-        [{"name": "handover", "containerPort": PORT, "protocol": "UDP"}]
-        if spec.flow_handover
-        else []
-    )
     container = {
         "name": "service-engine",
         "image": image.name,
@@ -115,7 +110,7 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
         "env": [{"name": "POD_NAME", "valueFrom": field}, {"name": "POD_IP", "valueFrom": address}],
         "ports": [
             {"name": "health", "containerPort": _HEALTH_PORT},
-            *handover,
+            {"name": "handover", "containerPort": PORT, "protocol": "UDP"},
         ],
         "readinessProbe": {
             "httpGet": {"path": "/readyz", "port": _HEALTH_PORT},
@@ -132,6 +127,7 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
         "resources": {
             "requests": {"cpu": "100m", "memory": "128Mi", **pods.requests},

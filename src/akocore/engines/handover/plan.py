@@ -7,6 +7,8 @@ router sent it.  Any other packet to a VIP is *foreign*: one of a connection tha
 packet here is a FIN or RST.  What is invalid otherwise is a packet of an own connection outside of
 its window, and stays.  No mark of a connection is needed, so none is in the way of others that use
 them; a connection that tracking forgot is own again with the first packet that is answered.
+A client may use its port again, and its connection may then be another's: so what has ended at a
+VIP is forgotten after two seconds (`ct timeout`), and not after the two minutes of TIME_WAIT.
 
 **Where does it go?**  Its mark is looked up before the local table, where the VIP is, and its
 table has one route: through a tunnel to the neighbour in the ring, which may be on the same segment
@@ -78,6 +80,7 @@ _DEVICE_MTU = 65_000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _FORWARDS, _BACKWARDS = 64, 128  # TTL when all have seen the packet
 _MOST_HOPS = 63  # 2 * (MAX_MEMBERS - 1) + 1
+_ENDED_S = 2  # that a connection is remembered after its end: a lost last packet is sent again
 _MARKS = {"next": 0x0A4C_0001, "previous": 0x0A4C_0002}  # also the numbers of routing tables
 _OUTER = {4: 20 + 8 + 8, 6: 40 + 8 + 8}  # bytes before a packet in the tunnel: IP, UDP, VXLAN-GPE
 _HEADERS = {4: 20 + 20, 6: 40 + 20}  # bytes of IP and TCP
@@ -234,6 +237,12 @@ def _table(ring: Ring) -> Iterator[str]:
             yield f"\t\telements = {{ {', '.join(elements)} }}"
         yield "\t}"
     yield from (f"\tcounter {name} {{ }}" for name in ("begun", "passed", "unowned"))
+    for family, *_ in _FAMILIES.values():
+        policy = ", ".join(f"{state} : {_ENDED_S}" for state in ("time_wait", "close"))
+        yield f"\tct timeout {family}_ends {{"
+        yield f"\t\tprotocol tcp; l3proto {family};"
+        yield f"\t\tpolicy = {{ {policy} }}"
+        yield "\t}"
     yield from _chains(ring)
     yield "}"
 
@@ -299,6 +308,11 @@ def _chains(ring: Ring) -> list[str]:
         f'\t\tiifname "{DEVICE}" jump from_tunnel',
         "\t\tct state established accept",
         '\t\tiifname "lo" accept',
+        *(
+            f"\t\t{family} daddr @{vips} tcp flags & (syn | ack) == syn"
+            f' ct timeout set "{family}_ends"'
+            for family, vips, _ in _FAMILIES.values()
+        ),
         *(
             f"\t\t{family} daddr @{vips} tcp flags & syn == 0x0 goto {family}_flow"
             for family, vips, _ in _FAMILIES.values()
