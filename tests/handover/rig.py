@@ -28,7 +28,7 @@ SERVER_CODE = textwrap.dedent("""
         def connection_made(self, transport):
             self.transport = transport
         def data_received(self, data):
-            self.transport.write(data)
+            self.transport.write(data) if data != b"q" else self.transport.close()
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -41,8 +41,8 @@ SERVER_CODE = textwrap.dedent("""
 """)
 
 # Reads lines: "open COUNT", "ping" (a byte there and back on each that isn't broken), "close",
-# "again" (the next ones come from the ports of the first), "send SIZE" (so many bytes there and
-# back on each).
+# "quit" (the server closes), "again" (the next ones come from the ports of the first), "send SIZE"
+# (so many bytes there and back on each).
 CLIENT_CODE = textwrap.dedent("""
     import socket, sys
     address, family = sys.argv[1], socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
@@ -65,6 +65,13 @@ CLIENT_CODE = textwrap.dedent("""
             kept = []
         elif word == "again":
             first = 20_000
+        elif word == "quit":
+            for one in kept:
+                one.send(b"q")
+            for one in kept:
+                one.recv(1)
+                one.close()
+            kept = []
         elif word == "send":
             whole = []
             for one in kept:

@@ -181,10 +181,11 @@ class Site:
         return str((lease["spec"].get("holderIdentity") or "").rpartition("_")[0])
 
     def settled(self, engines: int) -> bool:
-        """Whether so many engines are ready, and the router has just these for every VIP."""
-        there = self.engines()
+        """Whether so many engines are there and ready, and the router has just these."""
+        there, pods = self.engines(), self.pods("service-engine")
         hops = [self.outside.next_hops(address) for address in self.hosts.values()]
-        return len(there) == engines and all(hop == set(there.values()) for hop in hops)
+        same = all(hop == set(there.values()) for hop in hops)
+        return len(there) == len(pods) == engines and same
 
     def rollout(self, workload: str) -> None:
         self.nodes.kubectl("rollout", "status", workload, "-n", HOME, "--timeout=240s")

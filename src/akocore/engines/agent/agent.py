@@ -455,6 +455,7 @@ class Agent:
             if time.monotonic() - last >= _LOOK_S:
                 last = time.monotonic()
                 await self._measure()
+                await self._forget_ended()
             if time.monotonic() - counted >= _COUNT_S:
                 counted = time.monotonic()
                 await self._count_flows()
@@ -504,6 +505,17 @@ class Agent:
             connections = await admin.open_connections()
             requests = await admin.requests_by_virtual_service()
             self._load = (connections, requests, self._cpu(process.pid))
+
+    async def _forget_ended(self) -> None:
+        """Connections that ended here are not in the way of others' that have their 5-tuples."""
+        ring = self.ring
+        if ring is not None and len(ring.members) > 1:
+            try:
+                await self._handover.forget_ended(ring.vips)
+            except HandoverError as err:
+                self.problems["ended"] = f"{CANT_HAND_OVER} of ports that clients use again: {err}"
+            else:
+                self.problems.pop("ended", None)
 
     async def _count_flows(self) -> None:
         if (ring := self.ring) is None:

@@ -6,7 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+)
 from pathlib import Path
 
 import msgspec
@@ -31,6 +38,7 @@ from akocore.engines.handover.plan import (
 __all__ = ["Counters", "Handover", "HandoverError", "bring", "interface_of"]
 
 _STRICT = "net/ipv4/conf/all/rp_filter"
+_AT_ONCE = 100  # prefixes in one command
 
 _log = logging.getLogger(__name__)
 
@@ -174,6 +182,8 @@ class Handover:
                 await self._nft(changes)
             self._write(_State(kept, ring))
             self._applied = ring
+            if len(ring.members) > 1:
+                await self.forget_ended(ring.vips)
             _log.info(
                 "event=handover_applied se=%s members=%d vips=%d back=%s",
                 *(ring.me, len(ring.members), len(ring.vips), ring.back),
@@ -224,6 +234,22 @@ class Handover:
         out = await self._run(["ss", "-Htn", *states])
         wanted = {ip_address(vip) for vip in vips}
         return sum(_local(line) in wanted for line in out.decode().splitlines())
+
+    async def forget_ended(self, vips: Collection[str]) -> None:
+        """End all of VIPs' sockets that are in TIME_WAIT.
+
+        The kernel does not forward a packet of a 5-tuple that it has such a socket of, so whoever
+        has closed a connection of a port that a client uses again could not hand the next one on
+        (`ip_forward` drops what early demultiplexing found a socket for).  A packet that was lost
+        so is sent again.  Needs CONFIG_INET_DIAG_DESTROY.  Cost: all sockets of the namespace.
+        """
+        ips = [ip_address(vip) for vip in vips]
+        four = collapse_addresses(IPv4Network(ip) for ip in ips if isinstance(ip, IPv4Address))
+        six = collapse_addresses(IPv6Network(ip) for ip in ips if isinstance(ip, IPv6Address))
+        prefixes = [*(f"src {net}" for net in four), *(f"src [{net}]" for net in six)]
+        for i in range(0, len(prefixes), _AT_ONCE):
+            some = " or ".join(prefixes[i : i + _AT_ONCE])
+            await self._run(["ss", "-HKtn", "state", "time-wait", f"( {some} )"])
 
     async def drained(self, vips: Collection[str], within_s: float, poll_s: float = 0.1) -> int:
         """Wait until no flow of ``vips`` is left, at most ``within_s``; how many are left."""
