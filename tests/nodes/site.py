@@ -200,7 +200,8 @@ class Site:
         ]
         for pod in (*self.pods("controller"), *self.pods("service-engine")):
             name = pod["metadata"]["name"]
-            parts.append(self.nodes.kubectl("logs", "-n", HOME, name, "--tail=15"))
+            words = ("logs", "-n", HOME, name, "--tail=25")
+            parts.append(f"{name}:\n{self.nodes.kubectl(*words, allow=(0, 1))}")
         return "\n".join(parts)
 
 

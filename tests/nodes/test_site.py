@@ -107,20 +107,6 @@ def test_scaling_out_and_in_costs_no_request_and_no_connection(site: Site) -> No
     served_all_the_while(load, site)
 
 
-def test_without_handover_scaling_out_breaks_connections(site: Site) -> None:
-    site.hand_over(False)
-    try:
-        with site.load(KEPT) as load:
-            scale(site, 4)
-            until(lambda: site.settled(4), 90, why=site.why)
-        print(json.dumps(load.answers))
-        assert load.answers["broken"] > KEPT / 4  # of those of both; half of them were moved
-    finally:
-        site.hand_over(True)
-        scale(site, 2)
-        until(lambda: site.settled(2), 90, why=site.why)
-
-
 def test_draining_a_node_costs_no_request_and_no_connection(site: Site) -> None:
     pods = site.pods("service-engine")
     node = pods[0]["spec"]["nodeName"]
@@ -161,6 +147,20 @@ def test_a_node_whose_power_is_cut_is_left_for_another(site: Site) -> None:
     with site.load() as load:
         site.nodes.start()
     served_all_the_while(load, site)
+
+
+def test_without_handover_scaling_out_breaks_connections(site: Site) -> None:
+    site.hand_over(False)
+    try:
+        with site.load(KEPT) as load:
+            scale(site, 4)
+            until(lambda: site.settled(4), 90, why=site.why)
+        print(json.dumps(load.answers))
+        assert load.answers["broken"] > KEPT / 4  # of those of both; half of them were moved
+    finally:
+        site.hand_over(True)
+        scale(site, 2)
+        until(lambda: site.settled(2), 90, why=site.why)
 
 
 def test_kubectl_akocore_explains_what_a_cluster_has(site: Site) -> None:
