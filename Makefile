@@ -74,7 +74,7 @@ cluster: ## build a real kube-apiserver, kubectl and etcd into a cache, once (5 
 	else echo "no Go here: the tests against an API server are skipped" >&2; fi
 
 # As root three at once, each with a network of its own.
-APART := $(if $(filter 0,$(shell id -u)),-p no:benchmark --dist loadfile --tx '3*popen//python=tests/apart')
+APART := $(if $(filter 0,$(shell id -u)),-p no:benchmark --dist loadfile --no-loadscope-reorder --tx '3*popen//python=tests/apart')
 
 test: lint typecheck cluster ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses
 	$(BIN)/python -m pytest $(APART) $(PYTEST_ARGS)

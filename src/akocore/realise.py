@@ -141,10 +141,11 @@ class Realiser:
         self.realised += 1
         self.encode_s += perf_counter() - began
 
-    def withdraw(self, host: str, placed: Placed) -> None:
-        """Publish a host nowhere any more."""
+    def withdraw(self, host: str, placed: Placed, kept: Collection[tuple[str, str]] = ()) -> None:
+        """Publish a host nowhere any more.  ``kept``: scopes that are another's by now."""
         for group, name in placed.scopes:
-            self._drop(group, SRDS, name)
+            if (group, name) not in kept:
+                self._drop(group, SRDS, name)
         self._use(placed.backends, ())
         if placed.model.certificate:
             self.push_secret(host)

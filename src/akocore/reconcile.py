@@ -577,9 +577,22 @@ class Reconciler:
         if placed is None:
             return
         self.placement.forget_host(placed.model.setting, host)
-        self.realiser.withdraw(host, placed)
+        if self._is_awaited(placed.vs):  # those who still ask there are on their way to another
+            self._when_drained(partial(self._withdraw, host, placed))
+        else:
+            self.realiser.withdraw(host, placed)
         for vs in (placed.vs, *placed.old):
             self._leave(vs, host)
+
+    def _is_awaited(self, vs: str) -> bool:
+        """Whether another virtual service waits for an address of this one, and for no other."""
+        services = self.placement.services
+        homes = {home.address for home in services[vs].homes}
+        return any(services[name].wanted in homes for name in self.placement.waiting)
+
+    def _withdraw(self, host: str, placed: Placed) -> None:
+        now = self.hosts.get(host)
+        self.realiser.withdraw(host, placed, now.scopes if now is not None else ())
 
     def _leave(self, vs: str, host: str) -> None:
         service = self.placement.services[vs]

@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -258,15 +259,15 @@ async def test_a_taken_port_degrades_one_virtual_service_until_it_is_free(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, require_real: Any) -> Iterator[Path]:
-    """A file system of 512 KiB."""
-    small = tmp_path / "small"
-    small.mkdir()
+def small_disk(require_real: Any) -> Iterator[Path]:
+    """A file system of 512 KiB, with room in its name for those of sockets."""
+    small = Path(tempfile.mkdtemp(prefix="akocore-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)]
     mounted = bool(shutil.which("mount")) and subprocess.run(command, check=False).returncode == 0
     require_real(mounted, "right to mount a tmpfs")
     yield small
     subprocess.run(["umount", "-l", str(small)], check=True)
+    small.rmdir()
 
 
 def fill(ballast: Path) -> None:

@@ -321,6 +321,8 @@ class AdsServer:
             return catalog.sequence
         catalog.sequence += 1
         engines = self._of(group)
+        # Of one answer Envoy drops listeners first: a new one gets the socket of its predecessor.
+        replaced = removed[LDS] if changed[LDS] else []
         for engine in engines:
             engine.reached = catalog.sequence
             for one in (*changed[SDS], *removed[SDS]):
@@ -329,10 +331,13 @@ class AdsServer:
                 if type_url == LDS:
                     self._await_scopes(engine, changed[LDS], catalog.sequence)
                 wanted = self._wanted(engine, changed[type_url])
-                self._send(engine, type_url, wanted, (), catalog.sequence)
+                former = self._wanted(engine, replaced) if type_url == LDS else []
+                gone = [one.name for one in former]
+                self._send(engine, type_url, wanted, gone, catalog.sequence)
             for type_url in _DROP_ORDER:
                 gone = [one.name for one in self._wanted(engine, removed[type_url])]
-                self._send(engine, type_url, (), gone, catalog.sequence)
+                if type_url != LDS or not replaced:
+                    self._send(engine, type_url, (), gone, catalog.sequence)
                 for name in gone:
                     engine.rejected.pop((type_url, name), None)
                 if type_url == LDS:
