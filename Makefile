@@ -73,10 +73,10 @@ cluster: ## build a real kube-apiserver, kubectl and etcd into a cache, once (5 
 	@if command -v go >/dev/null || [ -n "$$KUBEBUILDER_ASSETS" ]; then tests/cluster/build; \
 	else echo "no Go here: the tests against an API server are skipped" >&2; fi
 
-# As root three at once, each with a network of its own.
-APART := $(if $(filter 0,$(shell id -u)),-p no:benchmark --dist loadfile --no-loadscope-reorder --tx '3*popen//python=tests/apart')
+JOBS ?= 1
+APART := $(if $(filter-out 1,$(JOBS)),-p no:benchmark --dist loadfile --no-loadscope-reorder --tx '$(JOBS)*popen//python=tests/apart')
 
-test: lint typecheck cluster ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses
+test: lint typecheck cluster ## lint, types and the whole test suite; PYTEST_ARGS='-k shard' chooses, JOBS=3 runs three at once (root)
 	$(BIN)/python -m pytest $(APART) $(PYTEST_ARGS)
 
 test-slow: venv ## the tests that take longer, such as a million look-ups in the kernel
@@ -112,7 +112,7 @@ chart: venv ## write what the Helm chart has of the code: CustomResourceDefiniti
 docs: venv ## write docs/reference.md: CustomResourceDefinitions and metrics, from the code
 	$(BIN)/python docs/generate.py
 
-test-cluster: venv ## on a true cluster of three nodes: images, chart, the walkthrough, faults under load (root, 10 minutes)
+test-cluster: venv ## on a true cluster of four nodes: images, chart, the walkthrough, faults under load (root, 10 minutes)
 	$(BIN)/python -m pytest tests/nodes -m 'slow or not slow' $(PYTEST_ARGS)
 
 soak: venv cluster ## 10,000 Ingresses, 10 edits a second for 15 minutes; SOAK_ARGS='--duration 1m --report DIR' (root)

@@ -153,10 +153,12 @@ class Announcements:
         ]
         for old, new in changed:
             was, is_ = (set(one.announced) if one is not None else set() for one in (old, new))
+            (name,) = {one.name for one in (old, new) if one is not None}
             for address in was - is_:
-                self._announcers_elsewhere[address].discard(old.name if old is not None else "")
+                self._announcers_elsewhere[address].discard(name)
+                if not self._announcers_elsewhere[address]:
+                    del self._announcers_elsewhere[address]
             for address in is_ - was:
-                name = new.name if new is not None else ""
                 self._announcers_elsewhere.setdefault(address, set()).add(name)
             stood, stands = (set(one.standby) if one is not None else set() for one in (old, new))
             for address in was ^ is_ | stood ^ stands:
