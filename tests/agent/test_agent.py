@@ -338,5 +338,6 @@ async def test_without_announcements_one_engine_answers_on_the_segment_and_it_mo
         return bool(now) and now != before
 
     await site.until(moved)  # the neighbours were told: nobody has asked
+    await site.until(answered)
     assert await site.requests(VIP, HOST, 10) == {"200": 10}
     await site.until_status("vs", VS, announcedBy=[f"se-{3 - number}"])
