@@ -91,6 +91,7 @@ bench-cluster: venv cluster ## boot, one change, churn, informers over a real AP
 	$(BIN)/python -m pytest benchmarks/cluster $(PYTEST_ARGS)
 
 conformance: venv cluster ## the Gateway API's own suite; CONFORMANCE_ARGS='-run-test=NAME' (10 minutes, root)
+	@tests/conformance/build >/dev/null # what it fetches, it fetches before it has no network
 	PYTHONPATH=tests unshare --net --mount sh -c 'mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; \
 	  ip link set lo up; exec $(BIN)/python -m conformance $(CONFORMANCE_ARGS)'
 
