@@ -150,6 +150,29 @@ async def test_another_se_group_takes_over_on_the_same_addresses(house: House) -
     assert {s["status"]["state"] for s in services} == {"up"}
 
 
+async def test_engines_that_leave_pass_on_what_waits_to_be_accepted(house: House) -> None:
+    """Each request on a connection of its own: some are in a queue when its listener closes."""
+    await house.follow()
+    leaving = False
+
+    async def load() -> None:
+        while not leaving:
+            for host in HOSTS:
+                client = Client()
+                house.answers[await client.get(house.addresses[host], host)] += 1
+                client.close()
+
+    tasks = [asyncio.create_task(load()) for _ in range(48)]
+    for group in ("SE-Group-AKO-CRITICAL", "Default-Group") * 2:
+        house.setting(f"{{l7Settings: {{shardSize: MEDIUM}}, seGroup: {{name: {group}}}}}")
+        async with asyncio.timeout(20):
+            while not all(name.startswith(group) for name in await house.running.engines()):
+                await asyncio.sleep(0.1)
+    leaving = True
+    await asyncio.gather(*tasks)
+    assert set(house.answers) == {200}, house.answers
+
+
 async def test_dedicated_and_back_gives_each_host_its_own_address_and_back(house: House) -> None:
     await house.change(
         lambda: house.setting("{l7Settings: {shardSize: DEDICATED}}"), on("127.10.15.", 20)

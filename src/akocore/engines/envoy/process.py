@@ -290,6 +290,7 @@ class Engines:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         self._lock = lock
+        _migrate_requests()
         self._find()
 
     async def ensure(self, group: str, names: Iterable[str]) -> None:
@@ -327,7 +328,8 @@ class Engines:
         First they stop listening and tell kept connections to go; after ``grace_s`` (default
         ``drain_s``; 0: at once), or as soon as no connection is left, SIGTERM; then SIGKILL.
         Where two share a VIP and port, connections that the kernel has queued but Envoy has
-        not yet accepted are handed to the other only with net.ipv4.tcp_migrate_req=1.
+        not yet accepted go to the other with net.ipv4.tcp_migrate_req, which `open` sets where
+        it may; without it they are reset.
         """
         grace_s = float(self.drain_s) if grace_s is None else grace_s
         slots = [slot for name in names if (slot := self._slots.get(name)) is not None]
@@ -846,6 +848,21 @@ def _problem(address: str, port: int, own: Collection[int]) -> str:
         f"{address}:{port} is taken by {who or 'a process of another user'}."
         " Stop it, or choose other ports with --port-offset."
     )
+
+
+def _migrate_requests() -> None:
+    """Have the kernel pass on what waits to be accepted when one of several listeners closes.
+
+    For this network namespace; Linux 5.14, net/core/sock_reuseport.c: reuseport_migrate_sock().
+    """
+    path = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+    try:
+        if path.read_text("ascii").strip() != "1":
+            path.write_text("1")
+    except OSError as err:
+        # One alone on its addresses, as in a pod, has nobody to pass anything on to.
+        remedy = "as root: sysctl net.ipv4.tcp_migrate_req=1"
+        _log.info("event=sysctl_not_set name=%s why=%r do=%r", path, err.strerror, remedy)
 
 
 def _first_free_port() -> int:
