@@ -45,7 +45,7 @@ from akocore.translate.gateway_api.attachment import (
     parent_of,
 )
 from akocore.translate.gateway_api.backends import Context
-from akocore.translate.gateway_api.found import Finding, ListenerId, RouteId
+from akocore.translate.gateway_api.found import Finding, ListenerId, RouteId, first
 from akocore.translate.gateway_api.grants import permits
 from akocore.translate.gateway_api.listeners import ListenerView, listeners, without_findings
 from akocore.translate.gateway_api.policies import PolicyView, Target
@@ -95,6 +95,7 @@ class GatewayState(Struct):
     # listener → host → routes that speak for it
     on: dict[ListenerId, dict[str, set[RouteId]]] = field(default_factory=dict)
     routes: dict[ListenerId, set[RouteId]] = field(default_factory=dict)  # attached to each
+    refused: dict[ListenerId, set[RouteId]] = field(default_factory=dict)  # of these: not Accepted
     # where HTTPRoutes and GRPCRoutes ask for one host: the route that came first
     first: dict[tuple[ListenerId, str], RouteId] = field(default_factory=dict)
 
@@ -145,6 +146,7 @@ class GatewayApi:
         self._hosts_due: set[tuple[str, ListenerId, str]] = set()
         self._listeners_due: set[str] = set()  # Gateways whose listeners came out differently
         self._ports_due: set[tuple[str, tuple[str, int]]] = set()
+        self._counts_due: set[RouteId] = set()
 
     # ── events ──────────────────────────────────────────────────────────────────────────────
 
@@ -269,6 +271,9 @@ class GatewayApi:
             self._host(*one)
         for key, at in sorted(ports):
             self._port(key, at)
+        counts, self._counts_due = self._counts_due, set()
+        for id_ in counts:
+            self._count(id_)
 
     def _age(self, key: str) -> tuple[bool, str, str]:
         """Who asks for just one address goes before those that take any, then the older."""
@@ -525,6 +530,7 @@ class GatewayApi:
         elif new is not None and old.on.keys() != new.on.keys():
             self._touch_policies(refers)
         self._set_refers(id_, frozenset(refers))
+        self._counts_due.add(id_)
         before = old.on if old is not None else {}
         after = new.on if new is not None else {}
         same = old is not None and new is not None and _rules(old) == _rules(new)
@@ -645,11 +651,12 @@ class GatewayApi:
         routes = state.routes.setdefault(listener, set())
         if bool(now) != (id_ in routes):
             (routes.add if now else routes.discard)(id_)
-            self.touched.add((GATEWAY, gateway))
-            if listener[0] == "ListenerSet":
-                self.touched.add(("ListenerSet", listener[1]))
+            self._touch_listener(gateway, listener)
+        if not now:
+            state.refused.get(listener, set()).discard(id_)
         if not routes:
             del state.routes[listener]
+            state.refused.pop(listener, None)
         hosts = state.on.setdefault(listener, {})
         for one in {*was, *now}:
             if one in now and one in was and same:
@@ -696,6 +703,7 @@ class GatewayApi:
             state.first[listener, name] = ordered[0]
         if before != state.first.get((listener, name)):
             self.touched.update(speaking)
+            self._counts_due.update(speaking)
         return [one for one in ordered if one[0] == ordered[0][0]]
 
     def loses_to(self, route: RouteState, attached: Attached) -> str | None:
@@ -709,6 +717,33 @@ class GatewayApi:
                     return None
                 other = f"{first[0]} {first[1]}"
         return other
+
+    def refused(self, route: RouteState, attached: Attached) -> bool:
+        """Whether a route is not Accepted by a parent."""
+        if not attached.accepted:
+            return True
+        if route.rules.none and first(route.rules.findings, "PartiallyInvalid") is not None:
+            return True
+        return self.loses_to(route, attached) is not None
+
+    def _count(self, id_: RouteId) -> None:
+        """Whether a route counts on its listeners.  Cost: its hosts there."""
+        route = self.routes.get(id_)
+        for gateway, listener in route.on if route is not None else ():
+            state = self.gateways.get(gateway)
+            if state is None or route is None:
+                continue
+            found = [one for _, one in route.parents.values() if listener in one.hosts]
+            refused = all(self.refused(route, one) for one in found)
+            known = state.refused.setdefault(listener, set())
+            if refused != (id_ in known):
+                (known.add if refused else known.discard)(id_)
+                self._touch_listener(gateway, listener)
+
+    def _touch_listener(self, gateway: str, listener: ListenerId) -> None:
+        self.touched.add((GATEWAY, gateway))
+        if listener[0] == "ListenerSet":
+            self.touched.add(("ListenerSet", listener[1]))
 
     def _misdirected(self, gateway: str) -> None:
         """Requests for another listener's hosts, on a connection of this one: 421 (RFC 9110)."""
@@ -761,8 +796,8 @@ class GatewayApi:
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
     def attached(self, state: GatewayState, listener: ListenerId) -> int:
-        """How many routes are attached to a listener; of L4 the oldest alone is served."""
-        return len(state.routes.get(listener, ()))
+        """How many Accepted routes are attached to a listener; of L4 the oldest alone is served."""
+        return len(state.routes.get(listener, ())) - len(state.refused.get(listener, ()))
 
     def joined(self, listener_set: str) -> str | None:
         """The Gateway of ours that a ListenerSet has joined."""
