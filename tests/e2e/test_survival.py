@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from akocore.cli.dummy import manifests
 from e2e.running import Backend, Client, Running
 
 HOSTS = 24
@@ -51,6 +54,45 @@ class Load:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def silent(address: str, port: int) -> Iterator[None]:
+    """An endpoint that answers nothing, as one on a node that has lost its power.
+
+    The kernel drops SYN while the queue of a listener is full.
+    """
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((address, port), backlog=0))
+        while True:
+            full = stack.enter_context(socket.socket())
+            full.settimeout(0.2)
+            try:
+                full.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield
+
+
+async def test_an_endpoint_that_is_silent_is_left_out_and_costs_no_request(
+    running: Running,
+) -> None:
+    items = manifests("app", 1, endpoint=running.endpoint)
+    items[1]["endpoints"].append({"addresses": ["127.0.0.2"]})
+    running.write("app1.json", {"kind": "List", "items": items})
+    await running.start()
+    ((host, address),) = (await running.until_up_to_date(1)).items()
+    answers: Counter[int] = Counter()
+    late = 0
+    with silent("127.0.0.2", int(running.endpoint.rpartition(":")[2])):
+        for _ in range(60):
+            client = Client()
+            began = asyncio.get_running_loop().time()
+            answers[await client.get(address, host)] += 1
+            late += asyncio.get_running_loop().time() - began > 1  # Envoy gives up after 2
+            client.close()
+    assert answers == {200: 60}
+    assert 1 <= late < 10, late  # else every second one
 
 
 async def test_a_killed_akocore_costs_no_request_and_its_successor_takes_all_over(

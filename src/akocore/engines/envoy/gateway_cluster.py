@@ -107,9 +107,7 @@ def gateway_cluster(
     if backend.protocol == "http1" and backend.tls is None and not backend.only_headers:
         return cluster(backend.backend, endpoints, sticky=sticky)
     name = gateway_cluster_name(backend)
-    out = cluster_pb2.Cluster()
-    out.CopyFrom(any_cluster())
-    out.name = name
+    out = cluster_pb2.Cluster(name=name)
     balance(out, sticky)
     http2 = backend.protocol == "h2c"
     if http2 or backend.only_headers:
@@ -119,7 +117,7 @@ def gateway_cluster(
         out.transport_socket.name = "envoy.transport_sockets.tls"
         out.transport_socket.typed_config.CopyFrom(_tls(backend.tls, http2))
     fill(out, endpoints)
-    return encoded(CDS, name, out)
+    return encoded(CDS, name, out, common=any_cluster())
 
 
 @lru_cache(1024)

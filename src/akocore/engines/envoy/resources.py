@@ -128,9 +128,13 @@ def encoded(
     message: Message,
     collection: str = "",
     collections: tuple[str, ...] = (),
+    common: bytes = b"",
 ) -> Encoded:
-    """A message as it is sent; its version is its fingerprint."""
-    value = message.SerializeToString(deterministic=True)
+    """A message as it is sent; its version is its fingerprint.
+
+    ``common``: what it has besides, encoded: messages that follow each other are one.
+    """
+    value = common + message.SerializeToString(deterministic=True)
     # discovery.v3.Resource (version 1, resource 2, name 3) as field 2 of the response, by hand:
     # the value is in place already, and 10,000 of these are a fifth of a start.
     head, size = _any_head(type_url), _varint(len(value))
@@ -186,12 +190,27 @@ def _breakers() -> circuit_breaker_pb2.CircuitBreakers:
 
 
 @cache
-def any_cluster() -> cluster_pb2.Cluster:
-    """What all clusters have in common."""
+def any_cluster() -> bytes:
+    """What all clusters have in common, encoded.
+
+    An endpoint that doesn't answer twice in a row, as on a node that has lost its power, is left
+    out for some seconds: the cluster's own API needs 40 s to notice.  What it answers never
+    counts; when none is left, all are asked.
+    """
     out = cluster_pb2.Cluster(type=cluster_pb2.Cluster.STATIC)
     out.connect_timeout.seconds = 2
     out.circuit_breakers.CopyFrom(_breakers())
-    return out
+    silent = out.outlier_detection
+    silent.split_external_local_origin_errors = True
+    silent.consecutive_local_origin_failure.value = 2
+    for unused in ("consecutive_5xx", "success_rate", "local_origin_success_rate"):
+        getattr(silent, f"enforcing_{unused}").value = 0
+    silent.interval.seconds = silent.base_ejection_time.seconds = 10
+    silent.max_ejection_time.seconds = 30
+    silent.max_ejection_percent.value = 100
+    out.common_lb_config.healthy_panic_threshold.value = 1
+    common: bytes = out.SerializeToString(deterministic=True)
+    return common
 
 
 def cluster(backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool = False) -> Encoded:
@@ -200,12 +219,10 @@ def cluster(backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool 
     ``sticky``: who asks with a hash gets the same endpoint again; who asks without, any.
     """
     name = cluster_name(backend)
-    out = cluster_pb2.Cluster()
-    out.CopyFrom(any_cluster())
-    out.name = name
+    out = cluster_pb2.Cluster(name=name)
     balance(out, sticky)
     fill(out, endpoints)
-    return encoded(CDS, name, out)
+    return encoded(CDS, name, out, common=any_cluster())
 
 
 def balance(out: cluster_pb2.Cluster, sticky: bool) -> None:
