@@ -46,6 +46,9 @@ class Defaults(_Section, frozen=True):
 
     se_group: Annotated[str, Meta(description="ServiceEngineGroup")] = "Default-Group"
     network: Annotated[str, Meta(description="Network that VIPs are taken from")] = "default"
+    other_network: Annotated[
+        str, Meta(description="Network of the other address family: of Services with VIPs of both")
+    ] = ""
     shard_size: Annotated[ShardSize, Meta(description="LARGE 8, MEDIUM 4, SMALL 1 VIPs")] = (
         ShardSize.LARGE
     )

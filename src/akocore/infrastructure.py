@@ -76,7 +76,7 @@ class Infrastructure:
             key
             for key in {*before, *self.infras}
             if before.get(key) != self.infras.get(key)
-            or (key in self.infras and self.infras[key].network in changed_networks)
+            or (key in self.infras and not changed_networks.isdisjoint(self.infras[key].networks))
         }
 
     def engines_of(self, group: str) -> int:

@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar, cast
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from akocore.config import Config
 from akocore.infrastructure import Infrastructure
@@ -36,12 +36,16 @@ Touched = set[tuple[str, str]]  # (kind, key)
 
 
 class Served(Struct, frozen=True, gc=False):
-    """A front that is served: its virtual service.  ``field``: where its address is asked for."""
+    """A front that is served: its virtual service.  ``field``: where its address is asked for.
+
+    ``network``: where its address comes from; "": as its setting has it.
+    """
 
     vs: str
     setting: str
     address: str
     field: str
+    network: str = ""
 
 
 class L4:
@@ -117,14 +121,15 @@ class L4:
         if old == new:
             return
         leaders = {
-            one.front: self._leader(one.front, old)
+            front: self._leader(front, old)
             for one in (old, new)
-            if one is not None and one.front is not None and one.front.kind != "Gateway"
+            for front in (one.fronts if one is not None else ())
+            if front.kind != "Gateway"
         }
-        if old is not None and old.front is not None:
-            self._leave(old.front, old)
-        if new is not None and new.front is not None:
-            self._join(new.front, new)
+        for front in old.fronts if old is not None else ():
+            self._leave(front, cast(ServiceView, old))
+        for front in new.fronts if new is not None else ():
+            self._join(front, cast(ServiceView, new))
         for front, before in leaders.items():
             after = self._leader(front)
             if _leads(before) != _leads(after):
@@ -261,9 +266,21 @@ class L4:
             named = namespace.metadata.annotation(SETTING_ANNOTATION) if namespace else None
             setting, field = named or "", f"metadata.namespace ({SETTING_ANNOTATION})"
         refers |= {f"Namespace/{front.namespace}", f"AviInfraSetting/{setting}"}
-        if setting in self._infrastructure.infras:
-            vs = self._names.l4(front.namespace, front.name)
-            return Served(vs, setting, leader.address, leader.address_field)
+        infra = self._infrastructure.infras.get(setting)
+        if infra is not None:
+            first, second = self._networks(infra, leader.family)
+            if front.family and not second:
+                if leader.dual == "RequireDualStack":
+                    refusals.append(_one_family(leader, setting, front.family))
+                return None
+            address = leader.address
+            if leader.second is not None and second:
+                mine = second if front.family else first
+                asked = "IPv6" if ":" in address else "IPv4"
+                address = address if self._infrastructure.networks[mine].family == asked else ""
+            vs = self._names.l4(front.namespace, front.name, front.family)
+            network = second if front.family else first
+            return Served(vs, setting, address, leader.address_field, network)
         known = self._store.setting(setting) is not None if setting else True
         refusals.append(
             Refusal(
@@ -274,6 +291,13 @@ class L4:
             )
         )
         return None
+
+    def _networks(self, infra: Infra, family: str) -> tuple[str, str]:
+        """Where the first address comes from, and the second ("": from nowhere)."""
+        first, second = infra.network, infra.other_network
+        if second and family == self._infrastructure.networks[second].family:
+            return second, first
+        return first, second
 
     def _speaks(self, front: Front) -> str:
         """The object that answers for a front."""
@@ -318,6 +342,8 @@ class L4:
         if before is None or before.address != served.address:
             self._claim(front, before.address if before else "", served.address)
         infra = self._infrastructure.infras[served.setting]
+        if served.network and served.network != infra.network:
+            infra = structs.replace(infra, network=served.network)
         service = self._placement.l4_service(served.vs, infra)
         service.wanted = served.address
         settle(service, infra)
@@ -374,7 +400,7 @@ class L4:
                 front, seen, served is not None, *at, behind, self._names
             )
             self.touched.add(("Gateway", front.key))
-        elif (leader := self._leader(front)) is not None:
+        elif (leader := self._leader(front)) is not None and (served or not front.family):
             model, no = services.service_listener(
                 front, *at, behind, leader, served is not None, self._names
             )
@@ -466,9 +492,22 @@ class L4:
         return gateways.class_refusals(cls, self._infrastructure.infras, known)
 
 
-def _leads(leader: ServiceView | None) -> tuple[str, str, str | None] | None:
+def _leads(leader: ServiceView | None) -> tuple[str | None, ...] | None:
     """What a leader decides for its front."""
-    return None if leader is None else (leader.key, leader.address, leader.setting)
+    if leader is None:
+        return None
+    return leader.key, leader.address, leader.setting, leader.family, leader.dual
+
+
+def _one_family(leader: ServiceView, setting: str, family: str) -> Refusal:
+    whose = f"AviInfraSetting {setting}" if setting else "the configuration's defaults"
+    return Refusal(
+        object=f"Service/{leader.key}",
+        field="spec.ipFamilyPolicy",
+        reason="NoNetworkOfFamily",
+        remedy=f"There is no address of {family} for it: let {whose} name a Network of each family,"
+        " or write PreferDualStack.",
+    )
 
 
 def _remove(lists: dict[_K, list[Age]], at: _K, age: Age) -> None:

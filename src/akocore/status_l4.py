@@ -197,27 +197,32 @@ def service_refusals(at: Reconciler, key: str) -> list[Refusal]:
     """Everything that keeps a Service of L4 from being served to the letter."""
     seen = at.l4.services[key]
     out = list(seen.refusals)
+    for front in seen.fronts:
+        out += _front_refusals(at, key, seen, front)
+    return list(dict.fromkeys(out))
+
+
+def _front_refusals(at: Reconciler, key: str, seen: ServiceView, front: Front) -> list[Refusal]:
+    """What keeps a Service from being served by one of its virtual services."""
     object_ = f"Service/{key}"
-    if seen.front is None:
-        return out
-    out += at.l4.refusals(object_, seen.front, seen.ports)
-    served = at.l4.fronts.get(seen.front)
+    out = at.l4.refusals(object_, front, seen.ports)
+    served = at.l4.fronts.get(front)
     vs = at.placement.services.get(served.vs) if served is not None else None
-    speaker = at.l4.speaker(seen.front)
+    speaker = at.l4.speaker(front)
     if speaker == object_:
-        out += _vip_refusals(at, seen.front, object_)
+        out += _vip_refusals(at, front, object_)
     elif vs is not None and vs.shown is None:
         out.append(
             Refusal(
                 object=object_,
                 field=f"metadata.labels[{GATEWAY_NAME}]"
-                if seen.front.kind == "Gateway"
+                if front.kind == "Gateway"
                 else f"metadata.annotations[{SHARED_ANNOTATION}]",
                 reason="AddressNotAssigned",
                 remedy=f"{speaker}, which has the address for it, has none: its status says why.",
             )
         )
-    if seen.front.kind != "Gateway" and vs is not None:
+    if front.kind != "Gateway" and vs is not None:
         for place in _own_listeners(vs, seen):
             out += [
                 Refusal(
@@ -225,7 +230,7 @@ def service_refusals(at: Reconciler, key: str) -> list[Refusal]:
                 )
                 for said in _rejections(at, vs, place)
             ]
-    return list(dict.fromkeys(out))
+    return out
 
 
 def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
@@ -373,11 +378,22 @@ def service(at: Reconciler, key: str) -> dict[str, Any] | None:
     if seen is None:
         return None
     obj = cast(Service, at.store.service(key))
-    served = at.l4.fronts.get(seen.front) if seen.front is not None else None
-    vs = at.placement.services.get(served.vs) if served is not None else None
-    home = vs.shown if vs is not None else None
-    mine = _own_listeners(vs, seen) if vs is not None else []
-    up = [place for place in mine if vs is not None and programmed(at, vs, place)]
+    vips: list[dict[str, Any]] = []
+    served: dict[At, None] = {}
+    for front in seen.fronts:
+        vs = _virtual_service(at, front)
+        home = vs.shown if vs is not None else None
+        mine = _own_listeners(vs, seen) if vs is not None else []
+        served |= dict.fromkeys(mine)
+        if vs is not None:
+            vips.append(
+                {
+                    "virtualService": vs.name,
+                    "address": home.address if home is not None and mine else "",
+                    "programmed": any(programmed(at, vs, place) for place in mine),
+                }
+            )
+    up = [vip["address"] for vip in vips if vip["programmed"]]
     found = service_refusals(at, key)
     return {
         "metadata": {
@@ -389,17 +405,22 @@ def service(at: Reconciler, key: str) -> dict[str, Any] | None:
             "type": obj.spec.type,
             "ports": [f"{p.port}/{p.protocol}" for p in obj.spec.ports],
             "front": str(seen.front) if seen.front is not None else "",
-            "virtualService": served.vs if served is not None else "",
+            "virtualService": vips[0]["virtualService"] if vips else "",
             "shown": seen.shown,
         },
         "status": {
-            "served": [f"{protocol}/{port}" for protocol, port in mine],
+            "served": [f"{protocol}/{port}" for protocol, port in served],
             "programmed": bool(up),
-            "vip": home.address if home is not None and mine else "",
-            "loadBalancer": {"ingress": [{"ip": home.address}] if home is not None and up else []},
+            "vips": vips,
+            "loadBalancer": {"ingress": [{"ip": address} for address in up]},
             "conditions": [condition(r) for r in found],
         },
     }
+
+
+def _virtual_service(at: Reconciler, front: Front) -> VirtualService | None:
+    served = at.l4.fronts.get(front)
+    return at.placement.services.get(served.vs) if served is not None else None
 
 
 def services(at: Reconciler) -> list[dict[str, Any]]:
@@ -442,7 +463,7 @@ def explain(at: Reconciler, kind: str, key: str) -> dict[str, Any] | None:
     if kind == "gateway":
         if key not in at.l4.gateways:
             return None
-        front: Front | None = _front_of(key)
+        fronts: tuple[Front, ...] = (_front_of(key),)
         said = gateway(at, key)
         obj = cast(Gateway, at.store.all("Gateway")[key])
         cls = obj.spec.gateway_class_name
@@ -453,33 +474,37 @@ def explain(at: Reconciler, kind: str, key: str) -> dict[str, Any] | None:
         seen = at.l4.services.get(key)
         if seen is None:
             return None
-        front = seen.front
+        fronts = seen.fronts
         said = service(at, key)
-        object_, by = f"Service/{key}", str(front) if front is not None else "nobody"
-    served = at.l4.fronts.get(front) if front is not None else None
-    vs = at.placement.services.get(served.vs) if served is not None else None
+        object_, by = f"Service/{key}", str(seen.front) if seen.front is not None else "nobody"
     out: dict[str, Any] = {
         "object": object_,
         "by": by,
         "refused": said["status"]["conditions"] if said is not None else [],
         "listeners": [],
     }
-    if served is None or vs is None:
-        return out
-    infra = at.infrastructure.infras.get(served.setting)
-    out["setting"] = {
-        "name": served.setting or "(the defaults of the configuration)",
-        "seGroup": infra.group if infra else "",
-        "network": infra.network if infra else "",
-    }
-    out["virtualService"] = virtual_service(at, vs)["status"] | {"name": vs.name}
-    out["address"] = f"asked for in {served.field}" if served.address else "given by IPAM"
+    for front in fronts:
+        if _virtual_service(at, front) is None:
+            continue
+        found = _explained(at, front, "" if kind == "gateway" else f"{key}/")
+        if front.family:
+            out["second"] = found
+        else:
+            out |= found
+    return out
+
+
+def _explained(at: Reconciler, front: Front, behind: str) -> dict[str, Any]:
+    """A front that is served; ``behind``: only the listeners that lead there."""
+    served = at.l4.fronts[front]
+    vs = at.placement.services[served.vs]
+    listeners = []
     for place, placed in sorted((vs.listeners or {}).items()):
         pool = placed.model.pool
-        if kind == "service" and (pool is None or not pool.backend.startswith(f"{key}/")):
+        if behind and (pool is None or not pool.backend.startswith(behind)):
             continue
         servers = at.realiser.members(pool.backend) if pool is not None else []
-        out["listeners"].append(
+        listeners.append(
             {
                 "listener": f"{place[0]}/{place[1]}",
                 "programmed": programmed(at, vs, place),
@@ -490,4 +515,13 @@ def explain(at: Reconciler, kind: str, key: str) -> dict[str, Any] | None:
                 "servers": [f"{address}:{number}" for address, number in servers],
             }
         )
-    return out
+    return {
+        "setting": {
+            "name": served.setting or "(the defaults of the configuration)",
+            "seGroup": vs.infra.group,
+            "network": vs.infra.network,
+        },
+        "virtualService": virtual_service(at, vs)["status"] | {"name": vs.name},
+        "address": f"asked for in {served.field}" if served.address else "given by IPAM",
+        "listeners": listeners,
+    }

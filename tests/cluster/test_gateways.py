@@ -29,6 +29,8 @@ networks:
   default: {subnet: 127.10.15.0/24, vipRanges: [{begin: 127.10.15.161, end: 127.10.15.190}]}
   REGA_EXT_UPLINKB_3016:
     {subnet: 127.10.16.0/24, vipRanges: [{begin: 127.10.16.227, end: 127.10.16.254}]}
+  six: {subnet: "::1/128", vipRanges: [{begin: "::1", end: "::1"}]}
+defaults: {otherNetwork: six}
 """
 CLASS = """
 apiVersion: ako.vmware.com/v1alpha1
@@ -332,3 +334,21 @@ async def test_a_follower_serves_the_same_vip_and_moves_it_when_it_leads(
     assert vips == ["127.10.16.232"]
     for one in (first, second):
         await one.stop()
+
+
+async def test_a_service_of_both_families_says_both_addresses(walk: Walk) -> None:
+    await walk.controller.start()
+    address, _, number = walk.controller.endpoint.partition(":")
+    text = SERVICE[: SERVICE.index("  labels:")] + SERVICE[SERVICE.index("spec:") :]
+    text = text.replace("spec:", "spec:\n  ipFamilyPolicy: PreferDualStack", 1)
+    text = text.replace("NAME", "both").replace("BACKEND_PORT", number)
+    walk.apply(text.replace("BACKEND", address).replace("PORT", "80"))
+    await walk.until(walk.shows(both="127.10.15.161,::1"))
+    for one in ("127.10.15.161", "::1"):
+        assert await walk.answers(one, 80) == 200
+    vips = walk.kubectl("get", "vsvips", "--no-headers").split()
+    assert {"127.10.15.161", "::1"} <= set(vips)
+    events = walk.kubectl("get", "events", "--no-headers")
+    assert "It is served at 127.10.15.161 and ::1." in events
+    walk.kubectl("delete", "service", "both")
+    await walk.until(lambda: not walk.kubectl("get", "vsvips", "--no-headers").strip())

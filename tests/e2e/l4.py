@@ -177,11 +177,14 @@ class L4House:
         said = self.gateway(name)
         return said["addresses"][0]["value"] if said and said["ready"] else ""
 
-    def external(self, name: str, namespace: str = "default") -> str:
-        """EXTERNAL-IP of a Service."""
+    def externals(self, name: str, namespace: str = "default") -> list[str]:
+        """EXTERNAL-IP of a Service: of one family, or of both."""
         said = status_l4.service(self.at, f"{namespace}/{name}")
         points = said["status"]["loadBalancer"]["ingress"] if said is not None else ()
-        return points[0]["ip"] if points else ""
+        return [point["ip"] for point in points]
+
+    def external(self, name: str, namespace: str = "default") -> str:
+        return next(iter(self.externals(name, namespace)), "")
 
     def refused(self, kind: str, name: str) -> dict[str, str]:
         """Reason → what an object says with it."""

@@ -172,6 +172,47 @@ async def test_udp_behind_a_gateway(walked: L4House) -> None:
     assert await walked.who(walked.vip(), 80) == "hello"
 
 
+async def test_a_service_of_both_families_has_a_vip_of_each_and_may_give_one_up(
+    l4: L4House,
+) -> None:
+    l4.write(
+        "six.yaml",
+        "apiVersion: akocore.io/v1alpha1\nkind: Network\nmetadata: {name: six}\n"
+        "spec: {subnet: '::1/128', vipRanges: [{begin: '::1', end: '::1'}]}\n",
+    )
+    l4.write("infra.yaml", INFRA.replace("names: [uplink]", "names: [six, uplink]"))
+    server = await l4.server("hello")
+    annotations = "aviinfrasetting.ako.vmware.com/name: critical.infra"
+    both = "ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6]"
+
+    def write(spec: str) -> None:
+        ports = ("TCP/80", "UDP/80")
+        text = service("both", *ports, to=[server.at], spec=spec, annotations=annotations)
+        l4.write("both.yaml", text)
+
+    write(both)
+    await l4.until(lambda: l4.externals("both") == ["127.10.16.227", "::1"])
+    assert await l4.who("127.10.16.227", 80) == await l4.who("::1", 80) == "hello"
+    assert await l4.who_udp("::1", 80, source="::1") == "hello"
+    write("ipFamilies: [IPv4]")
+    await l4.until(lambda: l4.externals("both") == ["127.10.16.227"])
+    assert await l4.who("127.10.16.227", 80) == "hello"
+    async with asyncio.timeout(10):
+        while await l4.who("::1", 80) != "refused":
+            await asyncio.sleep(0.02)
+    write(both)
+    await l4.until(lambda: l4.externals("both") == ["127.10.16.227", "::1"])
+    # Whoever needs both is told when there is one, and served there.
+    l4.write("infra.yaml", INFRA)
+    said = await l4.until_refused("Service", "both", "NoNetworkOfFamily")
+    assert said == (
+        "spec.ipFamilyPolicy: There is no address of IPv6 for it: let AviInfraSetting"
+        " critical.infra name a Network of each family, or write PreferDualStack."
+    )
+    await l4.until(lambda: l4.externals("both") == ["127.10.16.227"])
+    assert await l4.who("127.10.16.227", 80) == "hello"
+
+
 async def test_only_the_source_ranges_are_let_in(l4: L4House) -> None:
     server = await l4.server("private")
     ranges = "loadBalancerSourceRanges: [127.0.7.0/24]"

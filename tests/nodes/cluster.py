@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,24 @@ class Nodes:
         self._script("control-plane", "stop-api")
 
     def start_api_server(self) -> None:
+        """Until pods of every node reach it: it has taken itself out of Service "kubernetes" as it
+        ended, and kube-proxies may need a minute to look again.
+        """
         self._script("control-plane", "start")
+        deadline = time.monotonic() + 180
+        for node in range(1, self.count + 1):
+            while not self._reaches_api_server(node):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"pods of n{node} don't reach the API server")
+                time.sleep(1)
+
+    def _reaches_api_server(self, node: int) -> bool:
+        asking = ("curl", "-sk", "-o", "/dev/null", "--max-time", "2", "https://10.96.0.1/readyz")
+        try:
+            self.on_node(node, *asking)
+        except RuntimeError:
+            return False
+        return True
 
     def on_node(self, node: int, *command: str) -> str:
         """What a command says in a node's namespaces."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
-from akocore.kube.objects import KINDS, Change, decode
+from akocore.kube.objects import KINDS, AddressRange, Change, NetworkSpec, decode
 from akocore.place.state import State
 from akocore.reconcile import Reconciler
 from akocore.status_l4 import refusals
@@ -26,7 +26,15 @@ from akocore.translate.services import (
 SETTING = "aviinfrasetting.ako.vmware.com/name"
 PORTS = st.sampled_from([("TCP", 80), ("UDP", 80), ("TCP", 81)])
 SETTINGS = st.sampled_from(["gold", "bad", "none"])
-ADDRESSES = st.sampled_from(["127.10.15.170", "127.10.15.171", "127.10.99.1", "nonsense"])
+ADDRESSES = st.sampled_from(
+    ["127.10.15.170", "127.10.15.171", "127.10.99.1", "fd00::170", "nonsense"]
+)
+FAMILIES = st.sampled_from([[], ["IPv4"], ["IPv6"], ["IPv4", "IPv6"]])
+POLICIES = st.sampled_from(["", "SingleStack", "PreferDualStack", "RequireDualStack"])
+SIX = NetworkSpec(
+    subnet="fd00::/64", vip_ranges=(AddressRange(begin="fd00::161", end="fd00::180"),)
+)
+CONFIG = Config(networks={**Config().networks, "six": SIX})
 Manifest = dict[str, Any]
 
 
@@ -85,6 +93,8 @@ def services(draw: st.DrawFn) -> Manifest:
         "type": draw(st.sampled_from(["LoadBalancer", "LoadBalancer", "ClusterIP"])),
         "ports": [{"name": f"{p.lower()}{n}", "protocol": p, "port": n} for p, n in ports],
         "sessionAffinity": draw(st.sampled_from(["None", "ClientIP"])),
+        "ipFamilies": draw(FAMILIES),
+        "ipFamilyPolicy": draw(POLICIES),
     }
     return _manifest("v1", "Service", draw(st.sampled_from("abcd")) * 2, spec, **meta)
 
@@ -106,7 +116,10 @@ def others(draw: st.DrawFn) -> Manifest:
             return _manifest("networking.x-k8s.io/v1alpha1", "GatewayClass", name, spec)
         case "setting":
             name = draw(st.sampled_from(["gold", "bad"]))
-            spec = {} if name == "gold" else {"seGroup": {"name": "nobody"}}
+            names = draw(st.sampled_from([[], ["default"], ["default", "six"], ["six", "default"]]))
+            spec = {"network": {"names": names}}
+            if name == "bad":
+                spec["seGroup"] = {"name": "nobody"}
             return _manifest("ako.vmware.com/v1beta1", "AviInfraSetting", name, spec)
         case _:
             annotations = {SETTING: draw(SETTINGS)} if draw(st.booleans()) else {}
@@ -165,7 +178,7 @@ def _world(at: Reconciler) -> dict[str, Any]:
 def _reconciler(directory: Path) -> tuple[Reconciler, State]:
     state = State(directory)
     ads = AdsServer(directory / "xds.sock", lambda _group: None)
-    return Reconciler(Config(), state, ads, now=lambda: datetime(2026, 1, 1, tzinfo=UTC)), state
+    return Reconciler(CONFIG, state, ads, now=lambda: datetime(2026, 1, 1, tzinfo=UTC)), state
 
 
 @settings(max_examples=150, deadline=None)

@@ -122,36 +122,42 @@ def _front(found: dict[str, Any]) -> Tree:
 
     tree = Tree(f"[bold]{escape(found['object'])}")
     tree.add(f"by       {escape(found['by'])}")
-    if (setting := found.get("setting")) is not None:
-        vs = found["virtualService"]
-        tree.add(
-            f"setting  {escape(setting['name'])}: SE group {escape(setting['seGroup'])},"
-            f" network {escape(setting['network'])}"
-        )
-        at = tree.add(
-            f"virtual service {escape(vs['name'])}, VIP [bold]{vs['vip'] or 'none'}[/]"
-            f" ({found['address']}), {vs['state']}"
-            + (f": {escape(vs['why'])}" if vs["why"] else "")
-        )
-        at.add(f"Service Engines {', '.join(vs['serviceEngines']) or 'none'}")
-        for one in found.get("ports", ()):
-            routes = "1 route" if one["attachedRoutes"] == 1 else f"{one['attachedRoutes']} routes"
-            whose = f" of {escape(one['of'])}" if one["of"] else ""
-            why = "" if one["programmed"] else f" (not served: {escape(one['why'])})"
-            at.add(f"{escape(one['listener'])}{whose}: {escape(one['serves'])}, {routes}{why}")
-        for one in found.get("listeners", ()):
-            if not one["pool"]:
-                at.add(f"{one['listener']} → nobody: clients are refused at once")
-                continue
-            servers = ", ".join(one["servers"]) or "no server: closed at once"
-            more = "; the same server for a client" if one["sticky"] else ""
-            more += f"; only from {', '.join(one['ranges'])}" if one["ranges"] else ""
-            served = "" if one["programmed"] else " (not served yet)"
-            at.add(
-                f"{one['listener']} → {escape(one['service'])} [{escape(servers)}]"
-                f" pool {escape(one['pool'])}{more}{served}".replace("[", "\\[")
-            )
-    else:
+    served = [one for one in (found, found.get("second")) if one is not None and "setting" in one]
+    for one in served:
+        _virtual_service(tree, one)
+    if not served:
         tree.add("not served here")
     _refused(tree, found)
     return tree
+
+
+def _virtual_service(tree: Tree, found: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    setting, vs = found["setting"], found["virtualService"]
+    tree.add(
+        f"setting  {escape(setting['name'])}: SE group {escape(setting['seGroup'])},"
+        f" network {escape(setting['network'])}"
+    )
+    at = tree.add(
+        f"virtual service {escape(vs['name'])}, VIP [bold]{vs['vip'] or 'none'}[/]"
+        f" ({found['address']}), {vs['state']}" + (f": {escape(vs['why'])}" if vs["why"] else "")
+    )
+    at.add(f"Service Engines {', '.join(vs['serviceEngines']) or 'none'}")
+    for one in found.get("ports", ()):
+        routes = "1 route" if one["attachedRoutes"] == 1 else f"{one['attachedRoutes']} routes"
+        whose = f" of {escape(one['of'])}" if one["of"] else ""
+        why = "" if one["programmed"] else f" (not served: {escape(one['why'])})"
+        at.add(f"{escape(one['listener'])}{whose}: {escape(one['serves'])}, {routes}{why}")
+    for one in found.get("listeners", ()):
+        if not one["pool"]:
+            at.add(f"{one['listener']} → nobody: clients are refused at once")
+            continue
+        servers = ", ".join(one["servers"]) or "no server: closed at once"
+        more = "; the same server for a client" if one["sticky"] else ""
+        more += f"; only from {', '.join(one['ranges'])}" if one["ranges"] else ""
+        served = "" if one["programmed"] else " (not served yet)"
+        at.add(
+            f"{one['listener']} → {escape(one['service'])} [{escape(servers)}]"
+            f" pool {escape(one['pool'])}{more}{served}".replace("[", "\\[")
+        )

@@ -104,12 +104,13 @@ def of_addresses(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, 
     """(reason, note) when what an object is served at changes."""
     if old == new:
         return
+    was, now = " and ".join(old), " and ".join(new)
     if not old:
-        yield "Programmed", f"It is served at {new[0]}."
+        yield "Programmed", f"It is served at {now}."
     elif not new:
-        yield "Withdrawn", f"It is served at {old[0]} no more."
+        yield "Withdrawn", f"It is served at {was} no more."
     else:
-        yield "Moved", f"It is served at {new[0]}; it was at {old[0]}."
+        yield "Moved", f"It is served at {now}; it was at {was}."
 
 
 def _ours(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
@@ -222,12 +223,15 @@ def _service(at: Reconciler, key: str, look_again: Callable[[str], None]) -> dic
     )
     out: dict[str, Any] = {"conditions": [condition]}
     if said["spec"]["shown"]:
-        points = [one["ip"] for one in said["status"]["loadBalancer"]["ingress"]]
-        vip = said["status"]["vip"]
-        if vip and not points:
-            if any(one.ip == vip for one in obj.status.load_balancer.ingress):
-                points = [vip]  # its engines are away for a moment, and serve on
-            look_again(said["spec"]["virtualService"])
+        before = {one.ip for one in obj.status.load_balancer.ingress}
+        points = []
+        for vip in said["status"]["vips"]:
+            if not vip["address"]:
+                continue
+            if not vip["programmed"]:
+                look_again(vip["virtualService"])
+            if vip["programmed"] or vip["address"] in before:
+                points.append(vip["address"])  # else its engines serve on, away for a moment
         out["loadBalancer"] = (
             {"ingress": [{"ip": ip, "ipMode": "Proxy"} for ip in points]} if points else {}
         )

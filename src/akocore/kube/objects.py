@@ -168,6 +168,8 @@ class ServiceSpec(Part, frozen=True):
     load_balancer_source_ranges: tuple[str, ...] = ()
     session_affinity: Literal["None", "ClientIP"] = "None"
     external_traffic_policy: Literal["", "Cluster", "Local"] = ""
+    ip_families: tuple[Literal["IPv4", "IPv6"], ...] = ()
+    ip_family_policy: Literal["", "SingleStack", "PreferDualStack", "RequireDualStack"] = ""
 
 
 class ServiceStatus(Part, frozen=True):
@@ -516,6 +518,10 @@ class NetworkSpec(Part, frozen=True):
     vip_ranges: tuple[AddressRange, ...] = ()
     se_ranges: tuple[AddressRange, ...] = ()
     bgp: BgpProfile | None = None
+
+    @property
+    def family(self) -> Literal["IPv4", "IPv6"]:
+        return "IPv6" if ":" in self.subnet else "IPv4"
 
 
 class Network(Object, frozen=True, gc=False, kw_only=True):

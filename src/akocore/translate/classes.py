@@ -122,12 +122,17 @@ class Infra(Struct, frozen=True, gc=False):
 
     setting: str
     group: str
-    network: str
+    network: str  # that VIPs are taken from
     shard_size: ShardSize
     listeners: tuple[Listener, ...]
     rhi: bool = False  # its VIPs are announced by BGP
     bgp_peer_labels: tuple[str, ...] = ()  # only to peers with one of them; (): to all
     scale_out: int = 0  # Service Engines of each virtual service; 0: as its group has it
+    other_network: str = ""  # of the other address family: of Services with VIPs of both
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return (self.network, self.other_network) if self.other_network else (self.network,)
 
 
 _LISTENERS = (Listener(80, False, False), Listener(443, True, True))
@@ -181,6 +186,7 @@ def infra_of(
             " Engines know ActiveActive.",
         )
     network, field = defaults.network, "defaults.network"
+    others = {defaults.other_network: "defaults.otherNetwork"} if defaults.other_network else {}
     listeners = {listener.port: listener for listener in _LISTENERS}
     if (net := spec.network) is not None:
         named = [
@@ -190,10 +196,9 @@ def infra_of(
         ]
         named += [(n, f"spec.network.names[{i}]") for i, n in enumerate(net.names)]
         named += [(net.name, "spec.network.name")] if net.name else []
-        if len({n for n, _ in named}) > 1:
-            refuse("spec.network", "Unsupported", "Name one VIP network.")
         if named:
             network, field = named[0]
+            others = {n: at for n, at in named if n != network}
         for i, n in enumerate(net.vip_networks):
             at = f"spec.network.vipNetworks[{i}]"
             if n.network_uuid:
@@ -245,18 +250,22 @@ def infra_of(
             engines = int(scale_out)
     if spec.nsx_settings is not None:
         unsupported("spec.nsxSettings.t1lr", "attach to an NSX-T tier-1 router")
+    other = ""
+    for name, at in others.items():
+        if name not in networks:
+            refuse(at, "NetworkNotFound", _missing_network(name))
+        elif len(others) > 1 or (network in networks and _alike(networks, network, name)):
+            refuse(at, "Unsupported", "Name one VIP network, or one of IPv4 and one of IPv6.")
+            break
+        else:
+            other = name
     if network not in networks:
-        refuse(
-            field,
-            "NetworkNotFound",
-            f'network "{network}" not found: '
-            + _to_make("Network", network, "networks", " with good ranges."),
-        )
+        refuse(field, "NetworkNotFound", _missing_network(network))
     elif spec.network is not None and spec.network.enable_rhi and speaks_bgp:
-        for at, reason, remedy in _rhi_problems(
-            network, networks[network], spec.network.bgp_peer_labels
-        ):
-            refuse(at, reason, remedy)
+        for name in filter(None, (network, other)):
+            labels = spec.network.bgp_peer_labels
+            for at, reason, remedy in _rhi_problems(name, networks[name], labels):
+                refuse(at, reason, remedy)
     size = defaults.shard_size
     if spec.l7_settings is not None:
         try:
@@ -273,7 +282,16 @@ def infra_of(
     ports = tuple(sorted(listeners.values(), key=lambda listener: listener.port))
     rhi = spec.network is not None and bool(spec.network.enable_rhi)
     labels = tuple(spec.network.bgp_peer_labels) if spec.network is not None else ()
-    return Infra(setting, group, network, size, ports, rhi, labels, engines), ()
+    return Infra(setting, group, network, size, ports, rhi, labels, engines, other), ()
+
+
+def _alike(networks: Mapping[str, NetworkSpec], one: str, other: str) -> bool:
+    return networks[one].family == networks[other].family
+
+
+def _missing_network(name: str) -> str:
+    how = _to_make("Network", name, "networks", " with good ranges.")
+    return f'network "{name}" not found: {how}'
 
 
 def _to_make(kind: str, name: str, key: str, how: str) -> str:

@@ -71,19 +71,30 @@ class Names:
     def http_policy_set(self, setting: str, host: str, namespace: str) -> str:
         return self._encode(f"{self._base(setting)}{namespace}-{host}")
 
-    def l4(self, namespace: str, name: str) -> str:
+    def l4(self, namespace: str, name: str, family: str = "") -> str:
         """The virtual service (and VsVip, L4PolicySet) of a Gateway, a Service or a shared VIP.
 
-        ``name``: the Gateway's, the Service's, or the key of the shared VIP.
+        ``name``: the Gateway's, the Service's, or the key of the shared VIP.  ``family``: of the
+        second one, where there are two, as in `l4_pool`.
         """
-        return self._encode(f"{self.prefix}{namespace}-{name}")
+        end = f"-{family.lower()}" if family else ""
+        return self._encode(f"{self.prefix}{namespace}-{name}{end}")
 
-    def l4_pool(self, namespace: str, service: str, protocol: str, port: int, vip: str = "") -> str:
+    def l4_pool(
+        self,
+        namespace: str,
+        service: str,
+        protocol: str,
+        port: int,
+        vip: str = "",
+        family: str = "",
+    ) -> str:
         """The pool of one Service port; ``vip``: the Gateway's name or the shared VIP's key.
 
         ``namespace``: of the virtual service.
         """
-        parts = [namespace, service, *([vip] if vip else []), protocol, str(port)]
+        end = [family.lower()] if family else []
+        parts = [namespace, service, *([vip] if vip else []), protocol, str(port), *end]
         return self._encode(self.prefix + "-".join(parts))
 
     def gateway(self, namespace: str, name: str) -> str:

@@ -48,12 +48,14 @@ Kind = Literal["Gateway", "Service", "SharedVip"]
 class Front(Struct, frozen=True, gc=False, order=True):
     """Who has a virtual service of L4: a Gateway, one Service, or those that share a VIP.
 
-    ``name``: the Gateway's, the Service's, or the key that is shared.
+    ``name``: the Gateway's, the Service's, or the key that is shared.  ``family``: of the second
+    virtual service, where there is one in IPv4 and one in IPv6.
     """
 
     kind: Kind
     namespace: str
     name: str
+    family: Literal["", "IPv4", "IPv6"] = ""
 
     @property
     def key(self) -> str:
@@ -66,12 +68,17 @@ class Front(Struct, frozen=True, gc=False, order=True):
 class ServiceView(Struct, frozen=True, gc=False):
     """What one Service asks of L4.
 
-    ``front`` None: it asks for something that can't be; ``ports``: field by (protocol, port);
-    ``shown``: its status names the VIP; ``age`` orders it among others.
+    ``front`` None: it asks for something that can't be; ``second``: with an address of the other
+    family, which it can do without unless ``dual`` is RequireDualStack.  ``family``: of the first
+    address, "" any.  ``ports``: field by (protocol, port); ``shown``: its status names the VIPs;
+    ``age`` orders it among others.
     """
 
     key: str
     front: Front | None
+    second: Front | None
+    family: str
+    dual: str
     ports: dict[tuple[str, int], str]
     shown: bool
     address: str
@@ -82,6 +89,10 @@ class ServiceView(Struct, frozen=True, gc=False):
     labels: frozenset[tuple[str, str]]
     refusals: tuple[Refusal, ...]
     age: tuple[str, str]
+
+    @property
+    def fronts(self) -> tuple[Front, ...]:
+        return tuple(one for one in (self.front, self.second) if one is not None)
 
 
 def is_address(text: str) -> bool:
@@ -133,6 +144,13 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
             )
     else:
         front = Front("Service", meta.namespace, meta.name)
+
+    second: Front | None = None
+    family: str = spec.ip_families[0] if spec.ip_families else ""
+    if front is not None and not attached and spec.ip_family_policy.endswith("DualStack"):
+        family = family or "IPv4"
+        other: Literal["IPv4", "IPv6"] = "IPv6" if family == "IPv4" else "IPv4"
+        second = Front(front.kind, front.namespace, front.name, other)
 
     address, address_field = spec.load_balancer_ip, "spec.loadBalancerIP"
     if not address and (text := meta.annotation(ADDRESS_ANNOTATION)):
@@ -204,6 +222,9 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
     return ServiceView(
         key=meta.key,
         front=front,
+        second=second,
+        family=family,
+        dual=spec.ip_family_policy,
         ports=ports,
         shown=ours or (balanced and cls is None),
         address=address,
@@ -223,7 +244,7 @@ def pool_of(service: ServiceView, front: Front, protocol: str, port: int, names:
     vip = "" if front.kind == "Service" else front.name
     end = "" if protocol == "TCP" else f"/{protocol}"
     return L4Pool(
-        name=names.l4_pool(front.namespace, own, protocol, port, vip),
+        name=names.l4_pool(front.namespace, own, protocol, port, vip, front.family),
         backend=f"{service.key}/{port}{end}",
         sticky=service.sticky,
         ranges=service.ranges,
