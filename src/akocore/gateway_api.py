@@ -877,7 +877,7 @@ def _warn(obj: GatewayApiGateway, findings: list[Finding]) -> None:
     infrastructure = obj.spec.infrastructure
     for part in ("labels", "annotations"):
         if infrastructure is not None and getattr(infrastructure, part):
-            what = "Nothing is made in the cluster that could carry them. Take them out."
+            what = "The VirtualService that is made for it does not carry them. Take them out."
             asked.append((f"spec.infrastructure.{part}", what))
     for field_, remedy in asked:
         refusal = Refusal(

@@ -17,6 +17,7 @@ from akocore.engines.envoy.gateway import gateway_cluster, secret_name
 from akocore.engines.envoy.gateway_cluster import SECRET_PREFIX
 from akocore.engines.envoy.resources import (
     CDS,
+    EDS,
     LDS,
     NO_SNI,
     SDS,
@@ -30,6 +31,8 @@ from akocore.engines.envoy.resources import (
     redirect_scope,
     scope,
     secret,
+    udp_cluster,
+    udp_endpoints,
 )
 from akocore.index import Index, Users
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
@@ -162,23 +165,29 @@ class Realiser:
                 members = self.members(backend)
                 if members:
                     self._up.add(backend)
-                self._put(group, self._cluster(backend, members))
+                for one in self._cluster(backend, members):
+                    self._put(group, one)
             self._count_pool(vs, backend, 1)
         for group, vs, backend in had - have:
             self._count_pool(vs, backend, -1)
             if self._users.discard((backend, group), vs):
                 self._groups.discard(backend, group)
                 self._drop(group, CDS, cluster_name(backend))
+                if _service_of(backend)[2] == "UDP":
+                    self._drop(group, EDS, cluster_name(backend))
                 if not self._groups.get(backend):
                     self._up.discard(backend)
                     self._backends.discard(_service_of(backend)[0], backend)
 
-    def _cluster(self, backend: str, members: list[tuple[str, int]]) -> Encoded:
-        service = self.store.service(_service_of(backend)[0])
+    def _cluster(self, backend: str, members: list[tuple[str, int]]) -> tuple[Encoded, ...]:
+        key, _, protocol = _service_of(backend)
+        service = self.store.service(key)
         sticky = service is not None and service.spec.session_affinity == "ClientIP"
         if (variant := self.gateway.variants.get(backend)) is not None:
-            return gateway_cluster(variant, members, sticky=sticky)
-        return cluster(backend, members, sticky=sticky)
+            return (gateway_cluster(variant, members, sticky=sticky),)
+        if protocol == "UDP":
+            return udp_cluster(backend, sticky=sticky), udp_endpoints(backend, members)
+        return (cluster(backend, members, sticky=sticky),)
 
     def _count_pool(self, vs: str, backend: str, by: int) -> None:
         service = self.placement.services.get(vs)
@@ -241,9 +250,9 @@ class Realiser:
                 members = self.members(backend)
                 if bool(members) != (backend in self._up):
                     self._turn(backend)
-                one = self._cluster(backend, members)
-                for group in self._groups.get(backend):
-                    self._put(group, one)
+                for one in self._cluster(backend, members):
+                    for group in self._groups.get(backend):
+                        self._put(group, one)
         self.encode_s += perf_counter() - began
 
     def _turn(self, backend: str) -> None:

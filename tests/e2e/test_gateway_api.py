@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from akocore import status_gateway
 from e2e.house import House, house_over
@@ -166,3 +167,31 @@ async def test_a_request_is_for_the_most_specific_listener_alone(
     address = vip(gateway)
     await gateway.until_status(address, "b.example.test", 200, "/app")
     assert await gateway.get(address, "a.example.test", "/app") == 404
+
+
+async def test_a_route_with_a_thousand_matches_is_served_and_a_bad_one_hurts_its_rule(
+    gateway: House,
+) -> None:
+    """As a directory may have it; an API server admits 128 matches in a route."""
+    rules = [
+        {
+            "matches": [{"path": {"value": f"/p{rule}-{i}"}} for i in range(63)],
+            "backendRefs": [{"name": "hello", "port": 80}],
+        }
+        for rule in range(16)
+    ]
+    rules[7]["matches"].append({"path": {"type": "RegularExpression", "value": "("}})  # type: ignore[arg-type]
+    route = yaml.safe_load(ROUTE)
+    route["spec"]["rules"] = rules
+    gateway.write("gateway.yaml", GATEWAY)
+    gateway.write("route.yaml", yaml.safe_dump(route))
+    await gateway.until(lambda: bool(vip(gateway)))
+    address, host = vip(gateway), "hello.example.test"
+    for path in ("/p0-0", "/p8-31", "/p15-62"):
+        await gateway.until_status(address, host, 200, path)
+    assert await gateway.get(address, host, "/p7-0") == 404
+    assert conditions(gateway, "HTTPRoute", "default/hello") == {
+        "Accepted": (True, "Accepted"),
+        "ResolvedRefs": (True, "ResolvedRefs"),
+        "PartiallyInvalid": (True, "UnsupportedValue"),
+    }

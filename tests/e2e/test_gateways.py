@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -159,6 +160,43 @@ async def test_tcp_and_udp_of_one_service_share_a_port_and_an_address(l4: L4Hous
     await l4.until(lambda: len(l4.at.placement.services) == 1)
     assert await l4.who(vip, 53) == "dns"
     assert await l4.who_udp(vip, 53) == "dns"
+
+
+async def test_a_udp_session_outlives_a_change_of_other_endpoints(l4: L4House) -> None:
+    first = await l4.server("first")
+
+    def write(*servers: Server) -> None:
+        l4.write("both.yaml", service("both", "UDP/80", to=[one.at for one in servers]))
+
+    write(first)
+    await l4.until(lambda: bool(l4.external("both")))
+    running = l4.house.serve.engines.running  # one that comes later takes its part of the sessions
+    await l4.until(lambda: all(n in l4.at.ads.engines for n in running))
+    await l4.until(lambda: all(one.answers for one in l4.at.ads.engines.values()))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as session:
+        session.setblocking(False)
+        session.connect((l4.external("both"), 80 + l4.house.offset))
+        loop = asyncio.get_running_loop()
+
+        async def who(wait: float = 5) -> str:
+            await loop.sock_sendall(session, b"hello")
+            async with asyncio.timeout(wait):
+                return (await loop.sock_recv(session, 100)).decode().partition(":")[0]
+
+        assert await who() == "first"
+        others = [await l4.server(f"other{i}") for i in range(5)]
+        for count in range(1, 6):
+            write(first, *others[:count])
+            async with asyncio.timeout(10):  # a session of its own may be anybody's
+                while await l4.who_udp(l4.external("both"), 80) != f"other{count - 1}":
+                    pass
+            assert await who() == "first"
+        write(*others)
+        said = ""
+        async with asyncio.timeout(10):
+            while not said.startswith("other"):
+                with contextlib.suppress(TimeoutError):  # on its way when its session ended
+                    said = await who(0.5)
 
 
 async def test_udp_behind_a_gateway(walked: L4House) -> None:
@@ -388,6 +426,9 @@ async def test_what_is_wrong_with_one_object_hurts_no_other(
 async def test_an_engine_that_is_killed_and_one_that_comes_serve_the_same(walked: L4House) -> None:
     engines = walked.house.serve.engines.running
     vip = walked.external("hello")
+    (server,) = walked.servers
+    walked.write("udp.yaml", service("udp", "UDP/80", to=[server.at]))
+    await walked.until(lambda: bool(walked.external("udp")))
     (name, process), *_ = engines.items()
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -395,6 +436,13 @@ async def test_an_engine_that_is_killed_and_one_that_comes_serve_the_same(walked
     ads = walked.at.ads
     await walked.until(lambda: name in ads.engines and ads.engines[name].answers)
     assert [await walked.who(vip, 80) for _ in range(20)] == ["hello"] * 20
+    udp = walked.external("udp")
+    assert [await walked.who_udp(udp, 80) for _ in range(20)] == ["hello"] * 20
+    other = await walked.server("other")
+    walked.write("udp.yaml", service("udp", "UDP/80", to=[other.at]))
+    async with asyncio.timeout(10):
+        while {await walked.who_udp(udp, 80) for _ in range(20)} != {"other"}:
+            await asyncio.sleep(0.02)
 
 
 async def test_an_ingress_and_a_gateway_share_the_cluster_of_a_service_port(

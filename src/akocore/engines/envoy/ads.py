@@ -40,6 +40,7 @@ from akocore._fast.diff import diff_fingerprints
 from akocore.engines.envoy.resources import (
     CDS,
     COLLECTIONS,
+    EDS,
     LDS,
     SDS,
     SRDS,
@@ -53,8 +54,8 @@ log = logging.getLogger(__name__)
 
 _DROPPED = 20_000  # scopes whose drop is remembered for engines that were away
 _CHUNK = 500  # resources in one response: keeps Envoy's peak memory down
-_PUT_ORDER = (CDS, LDS, SDS, SRDS)
-_DROP_ORDER = (SRDS, SDS, LDS, CDS)
+_PUT_ORDER = (CDS, EDS, LDS, SDS, SRDS)
+_DROP_ORDER = (SRDS, SDS, LDS, EDS, CDS)
 
 _Response = tuple[bytes, list[Encoded]]  # a DeltaDiscoveryResponse without, and its resources
 _Admit = Callable[[Any, str, str], Awaitable[None]]
@@ -84,7 +85,7 @@ class Catalog:
     """What the Service Engines of one group are to run, by type and name."""
 
     def __init__(self) -> None:
-        self.resources: dict[str, dict[str, Encoded]] = {CDS: {}, LDS: {}, SRDS: {}}
+        self.resources: dict[str, dict[str, Encoded]] = {t: {} for t in (CDS, EDS, LDS, SRDS)}
         self.scopes: dict[str, dict[str, Encoded]] = {}  # collection → name → scope
         self.dropped: dict[str, str] = {}  # scope → its collection, of those dropped lately
         self.secret: Callable[[str], Encoded | None] = lambda _name: None
@@ -319,6 +320,10 @@ class AdsServer:
                 removed[type_url].append(old)
         if not any(changed.values()) and not any(removed.values()):
             return catalog.sequence
+        # A cluster that is another one waits for its endpoints again, and asks for them no more.
+        known = catalog.resources[EDS]
+        again = {one.name: known[one.name] for one in changed[CDS] if one.name in known}
+        changed[EDS] = list(({one.name: one for one in changed[EDS]} | again).values())
         catalog.sequence += 1
         engines = self._of(group)
         # Of one answer Envoy drops listeners first: a new one gets the socket of its predecessor.
@@ -327,6 +332,11 @@ class AdsServer:
             engine.reached = catalog.sequence
             for one in (*changed[SDS], *removed[SDS]):
                 engine.rejected.pop((SDS, one.name), None)  # it is another one now
+            for one in changed[EDS]:  # a new cluster asks for them by itself
+                if one.name not in engine.subscribed.get(EDS, ()):
+                    engine.awaited.setdefault(one.name, catalog.sequence)
+            for one in removed[EDS]:
+                engine.awaited.pop(one.name, None)
             for type_url in _PUT_ORDER:
                 if type_url == LDS:
                     self._await_scopes(engine, changed[LDS], catalog.sequence)
@@ -506,7 +516,7 @@ class AdsServer:
                 engine.spellings.setdefault(plain_sni(name), set()).add(name)
         if known is None:
             engine.subscribed[type_url] = asked
-            if type_url in (CDS, LDS, SRDS, SDS):
+            if type_url in (CDS, EDS, LDS, SRDS, SDS):
                 self._greet(engine, type_url, asked, dict(request.initial_resource_versions))
         else:
             known -= set(request.resource_names_unsubscribe)
@@ -533,12 +543,17 @@ class AdsServer:
             for one in asked:
                 wanted |= catalog.scopes.get(one, {})
                 sequence = min(sequence, engine.awaited.pop(one, sequence))
+        elif type_url == EDS:
+            known = catalog.resources[EDS]
+            wanted = {name: known[name] for name in asked if name in known}
+            for name in asked:
+                sequence = min(sequence, engine.awaited.pop(name, sequence))
         else:
             wanted = catalog.resources[type_url]
         if type_url == LDS:
             engine.awaited.pop("(connecting)", None)
             self._await_scopes(engine, list(wanted.values()), sequence)
-        gone: list[str] = []
+        gone = [name for name in asked if name not in wanted] if type_url == EDS else []
         if type_url == SRDS and engine.returned and not engine.clearing:
             gone = [name for name, one in catalog.dropped.items() if one in asked]
             if engine.name not in self._met and self._scopes_of is not None:
@@ -604,6 +619,8 @@ class AdsServer:
             if engine.rejected.get((one.type_url, one.name)) == new:
                 return  # asked again, refused again
             engine.rejected[one.type_url, one.name] = new
+            if one.type_url == CDS:
+                engine.awaited.pop(one.name, None)  # it asks for no endpoints
             if one.type_url == SDS:  # else the handshakes that wait for it would wait on
                 self._send(engine, SDS, (), (one.name,), sent.sequence)
         self.nacks += 1

@@ -22,6 +22,7 @@ from typing import Final
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
 from envoy.config.core.v3 import config_source_pb2, extension_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
@@ -43,6 +44,7 @@ __all__ = [
     "ADS",
     "CDS",
     "COLLECTIONS",
+    "EDS",
     "FALLBACK",
     "FALLBACK_OFF",
     "LDS",
@@ -66,12 +68,15 @@ __all__ = [
     "scope",
     "scope_name",
     "secret",
+    "udp_cluster",
+    "udp_endpoints",
     "unseen_retry",
 ]
 
 _T = "type.googleapis.com/"
 CDS: Final = f"{_T}envoy.config.cluster.v3.Cluster"
 LDS: Final = f"{_T}envoy.config.listener.v3.Listener"
+EDS: Final = f"{_T}envoy.config.endpoint.v3.ClusterLoadAssignment"
 SRDS: Final = f"{_T}envoy.config.route.v3.ScopedRouteConfiguration"
 SDS: Final = f"{_T}envoy.extensions.transport_sockets.tls.v3.Secret"
 
@@ -225,6 +230,26 @@ def cluster(backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool 
     return encoded(CDS, name, out, common=any_cluster())
 
 
+def udp_cluster(backend: str, *, sticky: bool = False) -> Encoded:
+    """The cluster of one UDP port, whose endpoints come by themselves (`udp_endpoints`).
+
+    A cluster that is another one ends all sessions; endpoints that come or go end their own.
+    """
+    name = cluster_name(backend)
+    out = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
+    out.eds_cluster_config.eds_config.CopyFrom(ADS)
+    balance(out, sticky)
+    return encoded(CDS, name, out, common=any_cluster())
+
+
+def udp_endpoints(backend: str, members: Iterable[tuple[str, int]]) -> Encoded:
+    """The endpoints, (address, port), of a `udp_cluster`."""
+    name = cluster_name(backend)
+    out = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+    _fill(out, members)
+    return encoded(EDS, name, out)
+
+
 def balance(out: cluster_pb2.Cluster, sticky: bool) -> None:
     if sticky:
         out.lb_policy = cluster_pb2.Cluster.MAGLEV
@@ -233,7 +258,11 @@ def balance(out: cluster_pb2.Cluster, sticky: bool) -> None:
 
 def fill(out: cluster_pb2.Cluster, endpoints: Iterable[tuple[str, int]]) -> None:
     out.load_assignment.cluster_name = "-"  # must be something; nobody looks at it
-    members = out.load_assignment.endpoints.add()
+    _fill(out.load_assignment, endpoints)
+
+
+def _fill(out: endpoint_pb2.ClusterLoadAssignment, endpoints: Iterable[tuple[str, int]]) -> None:
+    members = out.endpoints.add()
     for address, port in endpoints:
         socket = members.lb_endpoints.add().endpoint.address.socket_address
         socket.address = address
