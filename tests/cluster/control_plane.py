@@ -229,6 +229,7 @@ class ControlPlane:
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
             check=False,
+            timeout=120,
         )
         if done.returncode:
             raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.decode()}")

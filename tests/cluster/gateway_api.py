@@ -21,6 +21,7 @@ def definitions(channel: str = "experimental") -> str:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        timeout=300,
     )
     directory = Path(json.loads(done.stdout)["Dir"]) / "config" / "crd" / channel
     return ",".join(sorted(str(p) for p in directory.glob("gateway.*.yaml") if "vap" not in p.name))

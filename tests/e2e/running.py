@@ -39,7 +39,8 @@ class Backend(asyncio.Protocol):
 class Client:
     """HTTP/1.1 on kept connections, one an address; `get` gives the status code.
 
-    0: the connection broke before an answer, on a connection that was not old.
+    0: the connection broke before an answer, on a connection that was not old, or there was none
+    for 30 s.
     """
 
     def __init__(self, port: int = 80 + OFFSET) -> None:
@@ -50,6 +51,9 @@ class Client:
         old = address in self._kept
         try:
             return await self._get(address, host, path)
+        except TimeoutError:
+            self._drop(address)
+            return 0
         except (OSError, asyncio.IncompleteReadError):
             self._drop(address)
             if not old:
@@ -61,6 +65,10 @@ class Client:
             return 0
 
     async def _get(self, address: str, host: str, path: str) -> int:
+        async with asyncio.timeout(30):
+            return await self._ask(address, host, path)
+
+    async def _ask(self, address: str, host: str, path: str) -> int:
         kept = self._kept.get(address)
         if kept is None:
             kept = self._kept[address] = await asyncio.open_connection(address, self.port)
@@ -167,7 +175,7 @@ class Running:
         async with grpc.aio.insecure_channel(f"unix:{self.state / 'xds.sock'}", unlimited) as at:
             call: Any = at.unary_unary("/akocore.v1alpha1.Control/Get")
             try:
-                answer = await call(orjson.dumps({"kind": kind}))
+                answer = await call(orjson.dumps({"kind": kind}), timeout=30)
             except grpc.aio.AioRpcError:
                 assert self._process is None or self._process.returncode is None, (
                     self.log.read_text()[-2000:]
@@ -180,7 +188,8 @@ class Running:
         """``akocore explain ingress/KEY -o json``."""
         async with grpc.aio.insecure_channel(f"unix:{self.state / 'xds.sock'}") as at:
             call: Any = at.unary_unary("/akocore.v1alpha1.Control/Explain")
-            found: dict[str, Any] = orjson.loads(await call(orjson.dumps({"ingress": key})))
+            question = orjson.dumps({"ingress": key})
+            found: dict[str, Any] = orjson.loads(await call(question, timeout=30))
         return found
 
     async def addresses(self) -> dict[str, str]:

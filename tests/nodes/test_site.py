@@ -78,6 +78,32 @@ def test_a_rollout_of_controllers_costs_no_request(site: Site) -> None:
     served_all_the_while(load, site)
 
 
+def test_another_certificate_authority_costs_no_request_and_no_connection(site: Site) -> None:
+    def authority() -> str:
+        secret = site.nodes.get("secret", "akocore-xds-ca", "-n", HOME)
+        return str(secret["data"]["ca.crt"])
+
+    def connected() -> bool:
+        """Every Service Engine has a controller that runs now."""
+        now = tuple(pod["metadata"]["name"] for pod in site.pods("controller"))
+        engines = [one["status"] for one in site.nodes.get("se")["items"]]
+        up = [one for one in engines if one.get("controller", "").startswith(now)]
+        return len(up) == len(engines) == 2
+
+    before = authority()
+    pods = {pod["metadata"]["uid"] for pod in site.pods("service-engine")}
+    with site.load(KEPT, L7) as load:
+        site.nodes.kubectl("delete", "secret", "akocore-xds-ca", "-n", HOME)
+        site.nodes.kubectl("rollout", "restart", "deploy/akocore", "-n", HOME)
+        site.rollout("deploy/akocore")
+        assert authority() != before
+        # Their Secrets are replaced; kubelets take a minute to show them that.
+        until(lambda: not connected(), why=site.why)
+        until(connected, 200, why=site.why)
+    served_all_the_while(load, site)
+    assert {pod["metadata"]["uid"] for pod in site.pods("service-engine")} == pods
+
+
 def test_a_leader_that_is_killed_costs_no_request(site: Site) -> None:
     leader = until(site.leader, why=site.why)
     with site.load() as load:
