@@ -12,8 +12,11 @@ import pytest
 from cluster.control_plane import ControlPlane
 from cluster.controller import Controller
 from cluster.gateway_api import GROUP, definitions, plural
+from cluster.test_external import Site, scratch
 from e2e.running import Client
 from e2e.test_tls import pair
+
+__all__ = ["scratch"]
 
 pytestmark = pytest.mark.real
 
@@ -315,3 +318,40 @@ async def test_secrets_and_config_maps_that_are_named_are_followed_one_by_one(
     finally:
         kubectl("delete", "--ignore-not-found", "configmap", "authorities")
         kubectl("delete", "--ignore-not-found", f"backendtlspolicies.{GROUP}", "hello")
+
+
+async def test_replicas_serve_a_gateway_alike_and_a_killed_leader_changes_nothing(
+    defined: ControlPlane, plane: ControlPlane, scratch: Path, endpoint: str
+) -> None:
+    site = Site(scratch, plane, endpoint)
+    cluster = Cluster(site.one)
+
+    async def answers(path: str) -> set[int]:
+        """On connections of their own: the kernel gives them to the engines of both."""
+        return {await cluster.answers(path) for _ in range(40)}
+
+    try:
+        cluster.apply(cluster.objects)
+        await site.one.start()
+        await site.two.start()
+        await site.engine_at(site.one, "se-1")
+        await site.engine_at(site.two, "se-2")
+        await cluster.until(lambda: bool(cluster.address()))
+        address = cluster.address()
+        assert await answers("/app") == {200}
+        leader, left = (site.one, site.two) if await site.one.leads() else (site.two, site.one)
+        await leader.kill()
+        route = cluster.objects.rpartition("---")[2].replace("name: hello, n", "name: more, n")
+        cluster.apply(route.replace("/app", "/more"))
+        await site.until(lambda: left.has("se-1", "se-2"), 30)
+        await cluster.until(lambda: bool(cluster.parents("httproute", "more")))
+        said = cluster.parents("httproute", "more")["ako.vmware.com/avi-lb"]
+        assert said["Accepted"] == ("True", "Accepted")
+        assert await answers("/more") == {200}
+        assert await answers("/app") == {200}
+        assert cluster.address() == address
+        (listener,) = cluster.status("gateway", "web")["listeners"]
+        assert listener["attachedRoutes"] == 2
+    finally:
+        await site.stop()
+        forget(defined)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -124,7 +125,11 @@ async def house_over(scratch: Path) -> AsyncIterator[House]:
     backend = web.AppRunner(app := web.Application())
     app.router.add_get("/{path:.*}", answer)
     await backend.setup()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    # Not below scratch: a unix socket's path has 107 bytes, and an engine's name is part of it.
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        tempfile.TemporaryDirectory(prefix="ako-") as short,
+    ):
         await web.SockSite(backend, listening).start()
         directory = scratch / "d"
         directory.mkdir()
@@ -132,7 +137,7 @@ async def house_over(scratch: Path) -> AsyncIterator[House]:
         config.write_text("moveGraceSeconds: 1\n")
         offset = 9000
         serve = Serve(
-            of_directory(directory), scratch / "s", load_config(config), find_envoy(), offset
+            of_directory(directory), Path(short) / "s", load_config(config), find_envoy(), offset
         )
         async with aiohttp.ClientSession() as client:
             made = House(serve, directory, client)

@@ -37,7 +37,7 @@ def frr(require_real: Callable[[bool, str], None]) -> Frr:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """Short, for the sockets in it, and open to FRR's user.  What runs there is ended."""
-    with tempfile.TemporaryDirectory(prefix="akot-") as name:
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         path = Path(name)
         path.chmod(0o755)
         try:

@@ -41,7 +41,7 @@ def of_the_lab() -> list[str]:
             argv = (entry / "cmdline").read_text().split("\0")
         except OSError:
             continue
-        if entry.name.isdigit() and any("/akot-" in word for word in argv):
+        if entry.name.isdigit() and any(f"/{PREFIX}" in word for word in argv):
             found.append(" ".join(argv))
     return found
 
