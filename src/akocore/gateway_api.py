@@ -870,24 +870,16 @@ def _address(obj: GatewayApiGateway, findings: list[Finding]) -> str:
 
 def _warn(obj: GatewayApiGateway, findings: list[Finding]) -> None:
     """What is asked for and is not there."""
-    asked: list[tuple[str, str]] = []
-    if obj.spec.default_scope not in ("", "None"):
-        what = "Routes don't come by themselves: they name their Gateway. Take it out."
-        asked.append(("spec.defaultScope", what))
-    infrastructure = obj.spec.infrastructure
-    for part in ("labels", "annotations"):
-        if infrastructure is not None and getattr(infrastructure, part):
-            what = "The VirtualService that is made for it does not carry them. Take them out."
-            asked.append((f"spec.infrastructure.{part}", what))
-    for field_, remedy in asked:
-        refusal = Refusal(
-            object=f"{obj.stored()}/{obj.metadata.key}",
-            field=field_,
-            reason="UnsupportedValue",
-            remedy=remedy,
-            warning=True,
-        )
-        findings.append(Finding("Warning", refusal))
+    if obj.spec.default_scope in ("", "None"):
+        return
+    refusal = Refusal(
+        object=f"{obj.stored()}/{obj.metadata.key}",
+        field="spec.defaultScope",
+        reason="UnsupportedValue",
+        remedy="Routes don't come by themselves: they name their Gateway. Take it out.",
+        warning=True,
+    )
+    findings.append(Finding("Warning", refusal))
 
 
 def _namespace(obj: Object | None) -> tuple[object, ...]:

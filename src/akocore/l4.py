@@ -269,17 +269,15 @@ class L4:
         infra = self._infrastructure.infras.get(setting)
         if infra is not None:
             first, second = self._networks(infra, leader.family)
-            if front.family and not second:
+            network, address = second if front.family else first, leader.address
+            if not network:
                 if leader.dual == "RequireDualStack":
                     refusals.append(_one_family(leader, setting, front.family))
                 return None
-            address = leader.address
-            if leader.second is not None and second:
-                mine = second if front.family else first
+            if leader.second is not None and second:  # that of its own family has the address
                 asked = "IPv6" if ":" in address else "IPv4"
-                address = address if self._infrastructure.networks[mine].family == asked else ""
+                address = address if self._infrastructure.networks[network].family == asked else ""
             vs = self._names.l4(front.namespace, front.name, front.family)
-            network = second if front.family else first
             return Served(vs, setting, address, leader.address_field, network)
         known = self._store.setting(setting) is not None if setting else True
         refusals.append(

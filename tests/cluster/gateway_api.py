@@ -13,8 +13,8 @@ GROUP = "gateway.networking.k8s.io"
 VERSION = "v1.6.1"
 
 
-def definitions(channel: str = "experimental") -> str:
-    """A channel's definitions for ``kubectl -f``; fetched into Go's cache at first use."""
+def module() -> Path:
+    """The API's own module; fetched into Go's cache at first use."""
     done = subprocess.run(
         ["go", "mod", "download", "-json", f"sigs.k8s.io/gateway-api@{VERSION}"],
         cwd="/",
@@ -23,7 +23,12 @@ def definitions(channel: str = "experimental") -> str:
         check=True,
         timeout=300,
     )
-    directory = Path(json.loads(done.stdout)["Dir"]) / "config" / "crd" / channel
+    return Path(json.loads(done.stdout)["Dir"])
+
+
+def definitions(channel: str = "experimental") -> str:
+    """A channel's definitions for ``kubectl -f``."""
+    directory = module() / "config" / "crd" / channel
     return ",".join(sorted(str(p) for p in directory.glob("gateway.*.yaml") if "vap" not in p.name))
 
 

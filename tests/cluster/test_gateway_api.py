@@ -320,6 +320,35 @@ async def test_secrets_and_config_maps_that_are_named_are_followed_one_by_one(
         kubectl("delete", "--ignore-not-found", f"backendtlspolicies.{GROUP}", "hello")
 
 
+async def test_labels_of_a_gateways_infrastructure_are_on_its_virtual_service(
+    cluster: Cluster,
+) -> None:
+    cluster.apply(cluster.objects)
+    await cluster.controller.start()
+    await cluster.until(lambda: bool(cluster.address()))
+
+    def services(selector: str) -> list[str]:
+        words = ("get", "virtualservices", "-l", selector, "-o", "json")
+        return [
+            one["metadata"].get("annotations", {}).get("note", "")
+            for one in json.loads(cluster.controller.plane.kubectl(*words))["items"]
+        ]
+
+    def infrastructure(text: str) -> None:
+        patch = f'{{"spec": {{"infrastructure": {text}}}}}'
+        kind = f"gateways.{GROUP}/web"
+        cluster.controller.plane.kubectl("patch", kind, "--type=merge", "-p", patch)
+
+    await cluster.until(lambda: services(f"{GROUP}/gateway-name=web") == [""])
+    infrastructure('{"labels": {"team": "a"}, "annotations": {"note": "b"}}')
+    await cluster.until(lambda: services("team=a") == ["b"])
+    infrastructure('{"labels": {"team": "c"}, "annotations": null}')
+    await cluster.until(lambda: services("team=c") == [""])
+    infrastructure("null")
+    await cluster.until(lambda: services("team") == [])
+    assert services(f"{GROUP}/gateway-name=web") == [""]
+
+
 async def test_replicas_serve_a_gateway_alike_and_a_killed_leader_changes_nothing(
     defined: ControlPlane, plane: ControlPlane, scratch: Path, endpoint: str
 ) -> None:

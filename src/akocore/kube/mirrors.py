@@ -9,14 +9,16 @@ from mmh3 import mmh3_x64_128_digest
 from akocore import status
 from akocore.engines.envoy.ads import Elsewhere
 from akocore.engines.envoy.process import EngineProcess
+from akocore.kube.gateway_objects import GATEWAY_API
 from akocore.kube.objects import ReplicaRouter, ServiceEngineStatus, VirtualServiceStatus
 from akocore.place.virtual_services import VirtualService
 from akocore.reconcile import Reconciler
 from akocore.route_health import RouteHealth
 
-__all__ = ["object_name", "service_engine", "virtual_service"]
+__all__ = ["dress", "object_name", "service_engine", "virtual_service"]
 
 _NO_ROUTER = ReplicaRouter(name="", group="")
+_LABEL_MAX = 63
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")  # RFC 1123
 
@@ -56,6 +58,22 @@ def virtual_service(
         state=said["state"],
         why=said["why"],
     )
+
+
+def dress(at: Reconciler, vs: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels and annotations of a virtual service's mirror: what its Gateway's infrastructure has.
+
+    GEP-1867; and the Gateway's name, by GEP-1762, where it can be a label.
+    """
+    key = at.gateway_api.owners.get(vs)
+    state = at.gateway_api.gateways.get(key) if key is not None else None
+    if state is None:
+        return {}, {}
+    name, has = state.gateway.metadata.name, state.gateway.spec.infrastructure
+    labels = {f"{GATEWAY_API}/gateway-name": name} if len(name) <= _LABEL_MAX else {}
+    if has is None:
+        return labels, {}
+    return labels | (has.labels or {}), has.annotations or {}
 
 
 def service_engine(

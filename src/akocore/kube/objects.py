@@ -579,6 +579,7 @@ class VirtualService(Object, frozen=True, gc=False, kw_only=True):
     VERSIONS = ("v1alpha1",)
     KIND = "VirtualService"
     NAMESPACED = False
+    metadata: LabelledMeta
     status: VirtualServiceStatus = VirtualServiceStatus()
 
 

@@ -91,6 +91,8 @@ class _Mirror(Struct, frozen=True):
 
     status: VirtualServiceStatus | ServiceEngineStatus
     version: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
 
 
 class _VirtualServices(Struct):
@@ -451,7 +453,10 @@ class StatusWriter:
         if (rest := self._rests.get((kind, key), 0.0)) > now:
             return rest - now
         wanted: VirtualServiceStatus | ServiceEngineStatus | None
+        labels: dict[str, str] = {}
+        annotations: dict[str, str] = {}
         if kind == "VirtualService":
+            labels, annotations = mirrors.dress(self._at, key)
             service = self._at.placement.services.get(key)
             routes = self._serve.routes
             wanted = None if service is None else mirrors.virtual_service(self._at, service, routes)
@@ -460,7 +465,11 @@ class StatusWriter:
             router = self._serve.routes.router(key) if self._serve.routes is not None else None
             wanted = mirrors.service_engine(self._at, key, process, self._identity, router)
         known = self._mirrors.get((kind, name))
-        if wanted == (known.status if known is not None else None) or not await self._pace():
+        if known is None:
+            same = wanted is None
+        else:
+            same = (wanted, labels, annotations) == (known.status, known.labels, known.annotations)
+        if same or not await self._pace():
             return 0.0
         resource = self._resources[kind]
         path = resource.path(name=name)
@@ -472,7 +481,7 @@ class StatusWriter:
             body = {
                 "apiVersion": resource.api_version,
                 "kind": kind,
-                "metadata": {"name": name}
+                "metadata": {"name": name, "labels": labels, "annotations": annotations}
                 | ({"resourceVersion": known.version} if known is not None else {}),
                 "status": msgspec.to_builtins(wanted),
             }
@@ -485,7 +494,7 @@ class StatusWriter:
                 return _CONFLICT_S
             made = msgspec.json.decode(raw, type=_Written).metadata.resource_version
             self._rests[kind, key] = now + _MIRROR_S
-            self._mirrors[kind, name] = _Mirror(wanted, made)
+            self._mirrors[kind, name] = _Mirror(wanted, made, labels, annotations)
         self.written += 1
         return 0.0
 
@@ -512,10 +521,17 @@ class StatusWriter:
             raw = await self._api.request("GET", self._resources["ServiceEngine"].path())
             engines = msgspec.json.decode(raw, type=_ServiceEngines).items
             self._mirrors = {
-                (one.KIND, one.metadata.name): _Mirror(one.status, one.metadata.resource_version)
+                (one.KIND, one.metadata.name): _Mirror(
+                    one.status,
+                    one.metadata.resource_version,
+                    one.metadata.labels or {},
+                    one.metadata.annotations or {},
+                )
                 for one in services
             } | {
-                (one.KIND, one.metadata.name): _Mirror(one.status, one.metadata.resource_version)
+                (one.KIND, one.metadata.name): _Mirror(
+                    one.status, one.metadata.resource_version, {}, {}
+                )
                 for one in engines
             }
             self._listed = True
