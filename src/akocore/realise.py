@@ -41,6 +41,7 @@ from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
 from akocore.translate.classes import Listener
 from akocore.translate.ingress import ANY_HOST
+from akocore.translate.services import proxy_protocol
 from akocore.translate.tls import Certificate, CertificateProblem, certificate
 
 __all__ = ["Realiser"]
@@ -183,11 +184,12 @@ class Realiser:
         key, _, protocol = _service_of(backend)
         service = self.store.service(key)
         sticky = service is not None and service.spec.session_affinity == "ClientIP"
+        proxy = proxy_protocol(service) if service is not None else ""
         if (variant := self.gateway.variants.get(backend)) is not None:
-            return (gateway_cluster(variant, members, sticky=sticky),)
+            return (gateway_cluster(variant, members, sticky=sticky, proxy=proxy),)
         if protocol == "UDP":
             return udp_cluster(backend, sticky=sticky), udp_endpoints(backend, members)
-        return (cluster(backend, members, sticky=sticky),)
+        return (cluster(backend, members, sticky=sticky, proxy=proxy),)
 
     def _count_pool(self, vs: str, backend: str, by: int) -> None:
         service = self.placement.services.get(vs)

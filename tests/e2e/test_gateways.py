@@ -551,3 +551,65 @@ async def test_a_killed_akocore_keeps_the_vips_and_tells_them_by_get_and_explain
         await running.start()
         assert await served() == vip
     server.stop()
+
+
+async def test_endpoints_are_told_who_a_client_is_by_the_proxy_protocol(l4: L4House) -> None:
+    """At L4, and by an Ingress of the same Service, whose answer is HTTP."""
+    began: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        began.append(await reader.read(1024))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    at = server.sockets[0].getsockname()
+
+    async def ask(version: str) -> bytes:
+        """What a connection of client 127.0.0.9 begins with at the endpoint."""
+        note = f"akocore.io/proxy-protocol: {version}" if version else ""
+        l4.write("told.yaml", service("told", "TCP/80", to=[at], annotations=note))
+        await l4.until(lambda: bool(l4.external("told")))
+        async with asyncio.timeout(10):
+            while True:
+                began.clear()
+                name, _, writer = await l4.connect(l4.external("told"), 80, "127.0.0.9")
+                writer.close()
+                header = began[0] if began else b""
+                if name and header.startswith(wanted[version]):
+                    return header
+                await asyncio.sleep(0.05)
+
+    wanted = {"": b"", "v1": b"PROXY ", "v2": b"\r\n\r\n\0\r\nQUIT\n"}
+    header = await ask("v1")
+    assert header.startswith(b"PROXY TCP4 127.0.0.9 127.10.")
+    header = await ask("v2")
+    assert header[12:14] == b"\x21\x11"  # version 2, PROXY; TCP over IPv4
+    assert header[16:20] == socket.inet_aton("127.0.0.9")
+
+    l4.write(
+        "ingress.yaml",
+        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: told}\n"
+        "spec: {rules: [{host: told.test, http: {paths: [{path: /, pathType: Prefix,"
+        " backend: {service: {name: told, port: {number: 80}}}}]}}]}\n",
+    )
+    await l4.until(lambda: "told.test" in l4.at.hosts)
+    home = l4.at.placement.services[l4.at.hosts["told.test"].vs].shown
+    assert home is not None
+    vip = home.address
+    await l4.house.until_status(vip, "told.test", 200)
+    began.clear()
+    assert await l4.house.get(vip, "told.test") == 200
+    assert began[0].startswith(wanted["v2"])
+    assert b"GET / HTTP/1.1" in began[0]
+
+    l4.write(
+        "told.yaml",
+        service("told", "TCP/80", to=[at], annotations='akocore.io/proxy-protocol: "2"'),
+    )
+    said = await l4.until_refused("Service", "told", "InvalidField")
+    assert said == (
+        "metadata.annotations[akocore.io/proxy-protocol]: akocore.io/proxy-protocol of Service"
+        " default/told is 2: write v1 or v2."
+    )
+    server.close()

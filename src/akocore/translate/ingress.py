@@ -18,6 +18,7 @@ from msgspec import Struct
 from akocore.kube.objects import Ingress, IngressBackend, Service, ServicePort
 from akocore.model import HostModel, Pool, Refusal, Route
 from akocore.translate.names import Names
+from akocore.translate.services import proxy_problem
 
 if TYPE_CHECKING:
     from akocore.store import Store
@@ -385,6 +386,8 @@ def _resolve(
             else f"Name a port of Service {namespace}/{path.service}; it has {has or 'none'}.",
         )
         return None
+    if problem := proxy_problem(service):
+        refuse("name", "InvalidProxyProtocol", f"{problem} Clients are not told until then.", True)
     if by_target:
         refuse(
             "port",

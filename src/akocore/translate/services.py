@@ -26,6 +26,8 @@ __all__ = [
     "ServiceView",
     "is_address",
     "pool_of",
+    "proxy_problem",
+    "proxy_protocol",
     "service_listener",
     "view",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 GATEWAY_NAMESPACE: Final = "ako.vmware.com/gateway-namespace"
 GATEWAY_NAME: Final = "ako.vmware.com/gateway-name"
 ADDRESS_ANNOTATION: Final = "ako.vmware.com/load-balancer-ip"
+PROXY_ANNOTATION: Final = "akocore.io/proxy-protocol"
 SHARED_ANNOTATION: Final = "ako.vmware.com/enable-shared-vip"
 _NOT_YET: Final = {
     "ako.vmware.com/l4rule": "apply an L4Rule",
@@ -93,6 +96,20 @@ class ServiceView(Struct, frozen=True, gc=False):
     @property
     def fronts(self) -> tuple[Front, ...]:
         return tuple(one for one in (self.front, self.second) if one is not None)
+
+
+def proxy_protocol(service: Service) -> str:
+    """How its endpoints are told who a client is: "v1", "v2"; "": they are not told."""
+    said = service.metadata.annotation(PROXY_ANNOTATION)
+    return said if said in ("v1", "v2") else ""
+
+
+def proxy_problem(service: Service) -> str:
+    """What is wrong with its annotation; "": nothing."""
+    said = service.metadata.annotation(PROXY_ANNOTATION)
+    if not said or proxy_protocol(service):
+        return ""
+    return f"{PROXY_ANNOTATION} of Service {service.metadata.key} is {said}: write v1 or v2."
 
 
 def is_address(text: str) -> bool:
@@ -172,6 +189,8 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
         address, setting = "", None
     elif address and not is_address(address):
         refuse(address_field, "InvalidAddress", f"{address} is no address. Write 10.10.16.232.")
+    if problem := proxy_problem(service):
+        refuse(f"metadata.annotations[{PROXY_ANNOTATION}]", "InvalidField", problem)
     for annotation, what in _NOT_YET.items():
         if meta.annotation(annotation):
             refuse(

@@ -31,6 +31,7 @@ from akocore.engines.envoy.resources import (
     encoded,
     fill,
     packed,
+    tell_clients,
 )
 from akocore.model_http import Backend, BackendTls
 
@@ -96,16 +97,22 @@ def _other(words: Iterable[str], firsts: str = "") -> str:
 
 
 def gateway_cluster(
-    backend: Backend, endpoints: Iterable[tuple[str, int]], *, sticky: bool = False
+    backend: Backend,
+    endpoints: Iterable[tuple[str, int]],
+    *,
+    sticky: bool = False,
+    proxy: str = "",
 ) -> Encoded:
     """The cluster of a backend.  ``endpoints``: (address, port); none is a served 503.
+
+    ``proxy``: as of `akocore.engines.envoy.resources.tell_clients`.
 
     Raises `ValueError` for a backend None.
     """
     if backend.backend is None:
         raise ValueError("nowhere is no cluster")
     if backend.protocol == "http1" and backend.tls is None and not backend.only_headers:
-        return cluster(backend.backend, endpoints, sticky=sticky)
+        return cluster(backend.backend, endpoints, sticky=sticky, proxy=proxy)
     name = gateway_cluster_name(backend)
     out = cluster_pb2.Cluster(name=name)
     balance(out, sticky)
@@ -116,6 +123,7 @@ def gateway_cluster(
     if backend.tls is not None:
         out.transport_socket.name = "envoy.transport_sockets.tls"
         out.transport_socket.typed_config.CopyFrom(_tls(backend.tls, http2))
+    tell_clients(out, proxy)
     fill(out, endpoints)
     return encoded(CDS, name, out, common=any_cluster())
 

@@ -21,7 +21,7 @@ from functools import cache, lru_cache
 from typing import Final
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
-from envoy.config.core.v3 import config_source_pb2, extension_pb2
+from envoy.config.core.v3 import config_source_pb2, extension_pb2, proxy_protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, scoped_route_pb2
@@ -30,6 +30,8 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
+from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_protocol_pb2
+from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_pb2
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
@@ -68,6 +70,7 @@ __all__ = [
     "scope",
     "scope_name",
     "secret",
+    "tell_clients",
     "udp_cluster",
     "udp_endpoints",
     "unseen_retry",
@@ -218,14 +221,18 @@ def any_cluster() -> bytes:
     return common
 
 
-def cluster(backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool = False) -> Encoded:
+def cluster(
+    backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool = False, proxy: str = ""
+) -> Encoded:
     """The cluster of one Service port.  ``endpoints``: (address, port); none is a served 503.
 
     ``sticky``: who asks with a hash gets the same endpoint again; who asks without, any.
+    ``proxy``: as of `tell_clients`.
     """
     name = cluster_name(backend)
     out = cluster_pb2.Cluster(name=name)
     balance(out, sticky)
+    tell_clients(out, proxy)
     fill(out, endpoints)
     return encoded(CDS, name, out, common=any_cluster())
 
@@ -254,6 +261,25 @@ def balance(out: cluster_pb2.Cluster, sticky: bool) -> None:
     if sticky:
         out.lb_policy = cluster_pb2.Cluster.MAGLEV
         out.maglev_lb_config.table_size.value = _TABLE
+
+
+def tell_clients(out: cluster_pb2.Cluster, version: str) -> None:
+    """Begin each connection with who its client is, by the PROXY protocol: "v1", "v2"; "": don't.
+
+    https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt
+    """
+    if not version:
+        return
+    config = upstream_proxy_protocol_pb2.ProxyProtocolUpstreamTransport()
+    config.config.version = proxy_protocol_pb2.ProxyProtocolConfig.Version.Value(version.upper())
+    inner = config.transport_socket
+    if out.HasField("transport_socket"):
+        inner.CopyFrom(out.transport_socket)
+    else:
+        inner.name = "envoy.transport_sockets.raw_buffer"
+        inner.typed_config.Pack(raw_buffer_pb2.RawBuffer())
+    out.transport_socket.name = "envoy.transport_sockets.upstream_proxy_protocol"
+    out.transport_socket.typed_config.Pack(config)
 
 
 def fill(out: cluster_pb2.Cluster, endpoints: Iterable[tuple[str, int]]) -> None:

@@ -12,6 +12,7 @@ from akocore.kube.objects import Service, ServicePort
 from akocore.model import Refusal
 from akocore.model_http import Backend, BackendTls, HeaderEdit
 from akocore.translate.gateway_api.found import Finding
+from akocore.translate.services import proxy_problem
 
 __all__ = ["Context", "Found", "Translation", "resolve"]
 
@@ -106,6 +107,8 @@ def resolve(at: Translation, ref: AnyRef, field: str, protocol: str = "TCP") -> 
         remedy = f"Service {key} wants {port.app_protocol}: give it a BackendTLSPolicy."
         no("", "UnsupportedProtocol", remedy)
         return None
+    if problem := proxy_problem(service):
+        at.warn(field, "InvalidProxyProtocol", f"{problem} Clients are not told until then.")
     end = "" if protocol == "TCP" else f"/{protocol}"
     return Found(f"{key}/{port.port}{end}", port, tls)
 
