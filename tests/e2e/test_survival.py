@@ -95,6 +95,34 @@ async def test_an_endpoint_that_is_silent_is_left_out_and_costs_no_request(
     assert 1 <= late < 10, late  # else every second one
 
 
+async def test_the_first_endpoint_that_is_back_is_asked_though_all_were_left_out(
+    running: Running,
+) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    items = manifests("app", 1, endpoint=f"127.0.0.1:{port}")
+    items[1]["endpoints"].append({"addresses": ["127.0.0.2"]})
+    running.write("app1.json", {"kind": "List", "items": items})
+    await running.start()
+    ((host, address),) = (await running.until_up_to_date(1)).items()
+
+    async def answer() -> int:
+        client = Client()
+        try:
+            return await client.get(address, host)
+        finally:
+            client.close()
+
+    async def answers(count: int) -> Counter[int]:
+        return Counter(await asyncio.gather(*(answer() for _ in range(count))))
+
+    assert await answers(10) == {503: 10}
+    server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", port)
+    assert await answers(30) == {200: 30}
+    server.close()
+
+
 async def test_a_killed_akocore_costs_no_request_and_its_successor_takes_all_over(
     running: Running,
 ) -> None:

@@ -19,7 +19,6 @@ from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
 from envoy.extensions.filters.http.stateful_session.v3 import stateful_session_pb2
 from envoy.extensions.http.stateful_session.cookie.v3 import cookie_pb2
 from envoy.extensions.http.stateful_session.header.v3 import header_pb2
-from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf import duration_pb2
@@ -31,7 +30,7 @@ from akocore.engines.envoy.gateway_cluster import (
     gateway_cluster_name,
     other_headers,
 )
-from akocore.engines.envoy.resources import packed, unseen_retry
+from akocore.engines.envoy.resources import elsewhere, unseen_retry
 from akocore.model_http import (
     Backend,
     Cors,
@@ -356,9 +355,7 @@ def _retry(retry: Retry) -> route_pb2.RetryPolicy:
     out.num_retries.value = retry.attempts
     if retry.backoff_s:
         out.retry_back_off.base_interval.CopyFrom(_duration(max(retry.backoff_s, 0.001)))
-    elsewhere = out.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
-    elsewhere.typed_config.CopyFrom(packed(previous_hosts_pb2.PreviousHostsPredicate()))
-    out.host_selection_retry_max_attempts = 3
+    elsewhere(out)
     return out
 
 

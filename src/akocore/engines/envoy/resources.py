@@ -30,6 +30,7 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_protocol_pb2
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_pb2
@@ -59,6 +60,7 @@ __all__ = [
     "cluster_name",
     "collection",
     "connection_manager",
+    "elsewhere",
     "encoded",
     "fill",
     "floor_scope",
@@ -217,6 +219,7 @@ def any_cluster() -> bytes:
     silent.max_ejection_time.seconds = 30
     silent.max_ejection_percent.value = 100
     out.common_lb_config.healthy_panic_threshold.value = 1
+    out.common_lb_config.update_merge_window.SetInParent()  # 0: none being left is seen at once
     common: bytes = out.SerializeToString(deterministic=True)
     return common
 
@@ -331,7 +334,15 @@ def unseen_retry() -> route_components_pb2.RetryPolicy:
         retry_on="connect-failure,refused-stream,reset-before-request"
     )
     out.num_retries.value = 2
+    elsewhere(out)
     return out
+
+
+def elsewhere(policy: route_components_pb2.RetryPolicy) -> None:
+    """Try again at endpoints that have not been tried."""
+    others = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
+    others.typed_config.Pack(previous_hosts_pb2.PreviousHostsPredicate())
+    policy.host_selection_retry_max_attempts = 3
 
 
 def scope(vs: str, port: int, model: HostModel) -> Encoded:
