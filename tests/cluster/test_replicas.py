@@ -143,8 +143,10 @@ async def test_a_leader_that_slept_past_its_lease_writes_nothing_when_it_wakes(
         first.kubeconfig = proxy.kubeconfig
         await second.stop()
         await first.start()
+        await first.until_ready()  # what is shown, the other may have written
         await first.until(lambda: len(first.shown()) == APPS)
         sleeper = await asyncio.to_thread(holder, plane)
+        assert sleeper
         await second.start()
         await serves(second, APPS)
         # It falls asleep with much to write: a new size, new applications.
