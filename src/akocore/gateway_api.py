@@ -729,9 +729,11 @@ class GatewayApi:
     def _count(self, id_: RouteId) -> None:
         """Whether a route counts on its listeners.  Cost: its hosts there."""
         route = self.routes.get(id_)
-        for gateway, listener in route.on if route is not None else ():
+        if route is None:
+            return
+        for gateway, listener in route.on:
             state = self.gateways.get(gateway)
-            if state is None or route is None:
+            if state is None:
                 continue
             found = [one for _, one in route.parents.values() if listener in one.hosts]
             refused = all(self.refused(route, one) for one in found)

@@ -172,6 +172,11 @@ def _front_of(key: str) -> Front:
     return Front("Gateway", namespace, name)
 
 
+def _virtual_service(at: Reconciler, front: Front) -> VirtualService | None:
+    served = at.l4.fronts.get(front)
+    return at.placement.services.get(served.vs) if served is not None else None
+
+
 def gateway_refusals(at: Reconciler, key: str) -> list[Refusal]:
     """Everything that keeps a Gateway from being served to the letter."""
     front, object_ = _front_of(key), f"Gateway/{key}"
@@ -182,8 +187,7 @@ def gateway_refusals(at: Reconciler, key: str) -> list[Refusal]:
         return [by.refusal] if by.refusal is not None else []
     out = [*seen.refusals, *at.l4.refusals(object_, front)]
     out += _vip_refusals(at, front, object_)
-    served = at.l4.fronts.get(front)
-    service = at.placement.services.get(served.vs) if served is not None else None
+    service = _virtual_service(at, front)
     if service is not None and any(engine.rejected for engine in at.ads.fleet.values()):
         for place, listener in seen.listeners.items():
             out += [
@@ -206,8 +210,7 @@ def _front_refusals(at: Reconciler, key: str, seen: ServiceView, front: Front) -
     """What keeps a Service from being served by one of its virtual services."""
     object_ = f"Service/{key}"
     out = at.l4.refusals(object_, front, seen.ports)
-    served = at.l4.fronts.get(front)
-    vs = at.placement.services.get(served.vs) if served is not None else None
+    vs = _virtual_service(at, front)
     speaker = at.l4.speaker(front)
     if speaker == object_:
         out += _vip_refusals(at, front, object_)
@@ -252,8 +255,7 @@ def listener_states(at: Reconciler, key: str) -> list[ListenerState]:
     """Each listener of a Gateway's spec, in its order."""
     obj = cast(Gateway, at.store.all("Gateway")[key])
     seen = at.l4.gateways[key]
-    served = at.l4.fronts.get(_front_of(key))
-    service = at.placement.services.get(served.vs) if served is not None else None
+    service = _virtual_service(at, _front_of(key))
     found = gateway_refusals(at, key)
     out = []
     for i, one in enumerate(obj.spec.listeners):
@@ -291,8 +293,7 @@ def gateway(at: Reconciler, key: str) -> dict[str, Any] | None:
     by = govern_gateway(obj, at.store, at.infrastructure.infras)
     if not by.ours and by.refusal is None:
         return None
-    served = at.l4.fronts.get(_front_of(key))
-    service = at.placement.services.get(served.vs) if served is not None else None
+    service = _virtual_service(at, _front_of(key))
     home = service.shown if service is not None else None
     states = listener_states(at, key)
     found = gateway_refusals(at, key)
@@ -318,11 +319,11 @@ def gateway(at: Reconciler, key: str) -> dict[str, Any] | None:
         "spec": {
             "gatewayClassName": obj.spec.gateway_class_name,
             "listeners": [f"{s.protocol}/{s.port}" for s in states],
-            "virtualService": served.vs if served is not None else "",
+            "virtualService": service.name if service is not None else "",
         },
         "status": {
             "ours": by.ours,
-            "scheduled": served is not None,
+            "scheduled": service is not None,
             "ready": ready,
             "pending": wrong is None and home is not None and pending is not None,
             "reason": reason,
@@ -416,11 +417,6 @@ def service(at: Reconciler, key: str) -> dict[str, Any] | None:
             "conditions": [condition(r) for r in found],
         },
     }
-
-
-def _virtual_service(at: Reconciler, front: Front) -> VirtualService | None:
-    served = at.l4.fronts.get(front)
-    return at.placement.services.get(served.vs) if served is not None else None
 
 
 def services(at: Reconciler) -> list[dict[str, Any]]:

@@ -87,6 +87,12 @@ class Cluster:
     def apply(self, text: str) -> None:
         self.controller.apply(text)
 
+    async def serve(self) -> None:
+        """Its objects, until the Gateway has its address."""
+        self.apply(self.objects)
+        await self.controller.start()
+        await self.until(lambda: bool(self.address()))
+
     def status(self, kind: str, name: str) -> dict[str, Any]:
         words = ("get", f"{plural(kind)}.{GROUP}", name, "-o", "json")
         found: dict[str, Any] = json.loads(self.controller.plane.kubectl(*words))
@@ -142,9 +148,7 @@ async def test_definitions_that_come_later_are_picked_up(
 
 
 async def test_a_gateway_and_its_route_are_served_and_say_so(cluster: Cluster) -> None:
-    cluster.apply(cluster.objects)
-    await cluster.controller.start()
-    await cluster.until(lambda: bool(cluster.address()))
+    await cluster.serve()
     assert cluster.conditions("gatewayclass", "avi-lb")["Accepted"] == ("True", "Accepted")
     features = [
         one["name"] for one in cluster.status("gatewayclass", "avi-lb")["supportedFeatures"]
@@ -204,9 +208,7 @@ async def test_another_controllers_entries_of_a_route_stay_as_they_are(cluster: 
 async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
     cluster: Cluster,
 ) -> None:
-    cluster.apply(cluster.objects)
-    await cluster.controller.start()
-    await cluster.until(lambda: bool(cluster.address()))
+    await cluster.serve()
     more = "  - {name: other, port: 8080, protocol: HTTP}\n---\napiVersion: v1\nkind: Service"
     cluster.apply(cluster.objects.replace("---\napiVersion: v1\nkind: Service", more, 1))
 
@@ -230,9 +232,7 @@ async def test_the_generation_that_a_condition_speaks_of_follows_each_edit(
 async def test_a_controller_that_is_killed_and_started_again_writes_nothing_that_is_there(
     cluster: Cluster,
 ) -> None:
-    cluster.apply(cluster.objects)
-    await cluster.controller.start()
-    await cluster.until(lambda: bool(cluster.address()))
+    await cluster.serve()
     await cluster.controller.until_settled()
 
     def versions() -> list[str]:
@@ -323,9 +323,7 @@ async def test_secrets_and_config_maps_that_are_named_are_followed_one_by_one(
 async def test_labels_of_a_gateways_infrastructure_are_on_its_virtual_service(
     cluster: Cluster,
 ) -> None:
-    cluster.apply(cluster.objects)
-    await cluster.controller.start()
-    await cluster.until(lambda: bool(cluster.address()))
+    await cluster.serve()
 
     def services(selector: str) -> list[str]:
         words = ("get", "virtualservices", "-l", selector, "-o", "json")

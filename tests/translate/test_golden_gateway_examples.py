@@ -1,7 +1,7 @@
 """The Gateway API's own examples: what each comes to, one golden file an example.
 
-They are read from the API's module, and changed in three ways: their Gateways have a class of
-ours, what they name as backends is there, and so is what they name as Namespaces.
+They are read from the API's module, and changed in two ways: their Gateways have a class of ours,
+and the Services that they name as backends are there.
 ``pytest --update-golden`` writes the files.
 """
 
@@ -36,7 +36,7 @@ def examples(require_real: Callable[[bool, str], None]) -> Path:
 
 
 def _backends(part: Any) -> Iterator[dict[str, Any]]:
-    """Whatever has a name and a port, wherever it is."""
+    """All references to backends, wherever they are."""
     if isinstance(part, dict):
         for key, value in part.items():
             if key == "backendRefs":
