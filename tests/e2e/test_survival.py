@@ -56,14 +56,40 @@ class Load:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
+async def answers(count: int, host: str, address: str) -> Counter[int]:
+    """By status, of so many at once, each on a connection of its own."""
+
+    async def answer() -> int:
+        client = Client()
+        try:
+            return await client.get(address, host)
+        finally:
+            client.close()
+
+    return Counter(await asyncio.gather(*(answer() for _ in range(count))))
+
+
+class Powered(Backend):
+    """Answers while its node has power; then it is sent data, and nobody knows."""
+
+    on = True
+    met = False
+
+    def data_received(self, data: bytes) -> None:
+        if self.on:
+            super().data_received(data)
+        else:
+            self.met = True
+
+
 @contextlib.contextmanager
-def silent(address: str, port: int) -> Iterator[None]:
-    """An endpoint that answers nothing, as one on a node that has lost its power.
+def silent(listener: socket.socket) -> Iterator[None]:
+    """An endpoint answers nothing that is new, as one on a node that has lost its power.
 
     The kernel drops SYN while the queue of a listener is full.
     """
+    listener.listen(0)
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server((address, port), backlog=0))
         while True:
             full = stack.enter_context(socket.socket())
             full.settimeout(0.2)
@@ -84,7 +110,8 @@ async def test_an_endpoint_that_is_silent_is_left_out_and_costs_no_request(
     ((host, address),) = (await running.until_up_to_date(1)).items()
     answers: Counter[int] = Counter()
     late = 0
-    with silent("127.0.0.2", int(running.endpoint.rpartition(":")[2])):
+    port = int(running.endpoint.rpartition(":")[2])
+    with socket.create_server(("127.0.0.2", port)) as listener, silent(listener):
         for _ in range(60):
             client = Client()
             began = asyncio.get_running_loop().time()
@@ -93,6 +120,38 @@ async def test_an_endpoint_that_is_silent_is_left_out_and_costs_no_request(
             client.close()
     assert answers == {200: 60}
     assert 1 <= late < 10, late  # else every second one
+
+
+async def test_a_connection_that_was_kept_to_an_endpoint_which_is_silent_now_is_not_used(
+    running: Running,
+) -> None:
+    items = manifests("app", 1, endpoint=running.endpoint)
+    items[1]["endpoints"].append({"addresses": ["127.0.0.2"]})
+    running.write("app1.json", {"kind": "List", "items": items})
+    loop = asyncio.get_running_loop()
+    kept: list[Powered] = []
+
+    async def serve(listener: socket.socket) -> None:
+        listener.setblocking(False)
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            _, one = await loop.connect_accepted_socket(Powered, connection)
+            kept.append(one)
+
+    port = int(running.endpoint.rpartition(":")[2])
+    with socket.create_server(("127.0.0.2", port)) as listener:
+        serving = asyncio.create_task(serve(listener))
+        await running.start()
+        ((host, address),) = (await running.until_up_to_date(1)).items()
+        assert await answers(50, host, address) == {200: 50}
+        assert kept
+        serving.cancel()
+        for one in kept:
+            one.on = False
+        with silent(listener):
+            await asyncio.sleep(5)
+            assert await answers(50, host, address) == {200: 50}
+    assert not any(one.met for one in kept)
 
 
 async def test_the_first_endpoint_that_is_back_is_asked_though_all_were_left_out(
@@ -107,19 +166,9 @@ async def test_the_first_endpoint_that_is_back_is_asked_though_all_were_left_out
     await running.start()
     ((host, address),) = (await running.until_up_to_date(1)).items()
 
-    async def answer() -> int:
-        client = Client()
-        try:
-            return await client.get(address, host)
-        finally:
-            client.close()
-
-    async def answers(count: int) -> Counter[int]:
-        return Counter(await asyncio.gather(*(answer() for _ in range(count))))
-
-    assert await answers(10) == {503: 10}
+    assert await answers(10, host, address) == {503: 10}
     server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", port)
-    assert await answers(30) == {200: 30}
+    assert await answers(30, host, address) == {200: 30}
     server.close()
 
 

@@ -16,6 +16,7 @@ from nodes.site import CHART, GROUP, HOME, L7, WHERE, Site
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 KEPT = 100  # connections
+KEPT_IDLE_S = 4  # a Service Engine keeps one to an endpoint for so long, though nobody needs it
 
 
 def served_all_the_while(load: Load, site: Site) -> None:
@@ -160,22 +161,26 @@ def test_a_node_whose_power_is_cut_is_left_for_another(site: Site) -> None:
     coredns = site.nodes.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
     taken = {pod["spec"]["nodeName"] for pod in coredns}
     node = min(pods, key=lambda name: name in taken)
-    with site.load() as load:
-        site.nodes.cut_power(int(node.removeprefix("n")))
-        for address in site.hosts.values():
-            until(lambda a=address: pods[node] not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
-        gone = time.time()
-        # The cluster still has its endpoints for some 20 s; they are left out as they are silent.
-        until(lambda: not site.ready_endpoints(node), 120, why=site.why)
-    print(json.dumps(load.answers), [f"{at - gone:.1f} s: {what}" for at, what in load.failures])
-    # What was on that node fails, and what was asked of its endpoints just then.
-    assert not [what for at, what in load.failures if at > gone + 2], load.failures
-    with site.load() as load:
-        until(lambda: site.settled(2), 240, why=site.why)
-    served_all_the_while(load, site)
-    assert node not in {pod["spec"]["nodeName"] for pod in site.pods("service-engine")}
-    with site.load() as load:
-        site.nodes.start()
+    try:
+        with site.load() as load:
+            site.nodes.cut_power(int(node.removeprefix("n")))
+            for address in site.hosts.values():
+                until(lambda a=address: pods[node] not in site.outside.next_hops(a), why=site.why)  # type: ignore[misc]
+            gone = time.time()
+            # The cluster still has its endpoints for some 20 s; they are left out: silent.
+            until(lambda: not site.ready_endpoints(node), 120, why=site.why)
+        late = [f"{at - gone:.1f} s: {what}" for at, what in load.failures]
+        print(json.dumps(load.answers), *late, sep="\n")
+        # What was on that node fails, and what was asked on connections that were kept to it:
+        # in the 4 s for which they are kept.
+        assert all(at < gone + KEPT_IDLE_S for at, _ in load.failures), late
+        with site.load() as load:
+            until(lambda: site.settled(2), 240, why=site.why)
+        served_all_the_while(load, site)
+        assert node not in {pod["spec"]["nodeName"] for pod in site.pods("service-engine")}
+    finally:
+        with site.load() as load:
+            site.nodes.start()
     served_all_the_while(load, site)
 
 

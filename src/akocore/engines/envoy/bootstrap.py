@@ -10,7 +10,10 @@ from typing import Any
 import orjson
 from msgspec import Struct
 
-__all__ = ["BACKEND_PREFIX", "XDS_CLUSTER", "Tls", "bootstrap", "secrets"]
+__all__ = ["BACKEND_PREFIX", "HTTP_OPTIONS", "XDS_CLUSTER", "Tls", "bootstrap", "secrets"]
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+"""The type of a cluster's options of HTTP, and their name in it."""
 
 XDS_CLUSTER = "xds"
 """The one static cluster: akocore itself."""
@@ -31,7 +34,6 @@ _COUNTED = (
     f"cluster.{XDS_CLUSTER}.",
 )
 
-_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 _CONNECTION_LIMIT = (
@@ -231,8 +233,8 @@ def bootstrap(
         "type": "STATIC",
         "connect_timeout": "1s",
         "typed_extension_protocol_options": {
-            _HTTP_OPTIONS: {
-                "@type": _type(_HTTP_OPTIONS),
+            HTTP_OPTIONS: {
+                "@type": _type(HTTP_OPTIONS),
                 "explicit_http_config": {"http2_protocol_options": http2},
             }
         },

@@ -16,10 +16,10 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import any_pb2
 
 from akocore._fast.diff import fingerprint
+from akocore.engines.envoy.bootstrap import HTTP_OPTIONS
 from akocore.engines.envoy.resources import (
     ADS,
     CDS,
@@ -30,6 +30,7 @@ from akocore.engines.envoy.resources import (
     cluster_name,
     encoded,
     fill,
+    http_options,
     packed,
     tell_clients,
 )
@@ -52,7 +53,6 @@ SECRET_PREFIX: Final = "secret/".ljust(256, "/")
 
 SYSTEM_AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"  # Debian, Alpine, distroless
 _FRAMING: Final = ("host", "content-length", "transfer-encoding", "connection", "te")
-_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _SAN: Final = common_pb2.SubjectAltNameMatcher
 
 
@@ -118,7 +118,7 @@ def gateway_cluster(
     balance(out, sticky)
     http2 = backend.protocol == "h2c"
     if http2 or backend.only_headers:
-        options = out.typed_extension_protocol_options[_OPTIONS]
+        options = out.typed_extension_protocol_options[HTTP_OPTIONS]
         options.CopyFrom(_options(http2, backend.only_headers))
     if backend.tls is not None:
         out.transport_socket.name = "envoy.transport_sockets.tls"
@@ -130,11 +130,7 @@ def gateway_cluster(
 
 @lru_cache(1024)
 def _options(http2: bool, only: tuple[str, ...]) -> any_pb2.Any:
-    out = http_protocol_options_pb2.HttpProtocolOptions()
-    if http2:
-        out.explicit_http_config.http2_protocol_options.SetInParent()
-    else:
-        out.explicit_http_config.http_protocol_options.SetInParent()
+    out = http_options(http2=http2)
     if only:
         mutation = header_mutation_pb2.HeaderMutation()
         rest = mutation.mutations.request_mutations.add().remove_on_match.key_matcher
