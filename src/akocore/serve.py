@@ -1,8 +1,4 @@
-"""One akocore: a source of objects, the loop, local Envoys, and a sink for status.
-
-Also answers `get` and `explain` on the same unix socket, as the gRPC methods
-``akocore.v1alpha1.Control/Get`` and ``/Explain`` (JSON in, JSON out).
-"""
+"""One akocore: a source of objects, the loop, local Envoys, and a sink for status."""
 
 from __future__ import annotations
 
@@ -10,52 +6,38 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, cast
-
-import grpc
-import msgspec
-import orjson
+from typing import cast
 
 from akocore import status, status_gateway, status_l4
 from akocore.config import Config
-from akocore.engines.agent.messages import CANT_HAND_OVER, Report
-from akocore.engines.agent.routers import Routers
+from akocore.control import Control
+from akocore.engines.agent.messages import CANT_HAND_OVER
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
-from akocore.events import Event, Events
+from akocore.events import Events
+from akocore.interfaces import External, Lead, Sink, Source, Workloads
 from akocore.kube import gateway_status
-from akocore.kube.gateway_objects import ROUTE_KINDS
 from akocore.kube.objects import Batch, Change, ReplicaRouter
 from akocore.manifests import ManifestDirectory, ManifestDirectoryError
 from akocore.model import Refusal
 from akocore.observe.watch import Watch
-from akocore.place.gateways import PlacedPort
-from akocore.place.scale import FOLLOWS_OBJECTS
+from akocore.pending import Pending
 from akocore.place.state import Facts, SharedFacts, State, StateError
-from akocore.place.virtual_services import PlacedListener, VirtualService
-from akocore.realise_l4 import At, Published
+from akocore.realise_l4 import At
 from akocore.reconcile import Move, Reconciler
 from akocore.route_health import RoutedEngines, RouteHealth
 from akocore.slack import Slack
 
-__all__ = ["CONTROL", "KINDS", "Serve", "Sink", "Source", "of_directory"]
+__all__ = ["Serve", "of_directory"]
 
 log = logging.getLogger(__name__)
 
-CONTROL = "akocore.v1alpha1.Control"
-KINDS = (
-    *("ingress", "gateway", "service", "vs", "pools", "se", "aviinfrasetting"),
-    *("network", "serviceenginegroup", "files", "events", "akocore"),
-    *("httproute", "grpcroute", "tlsroute", "tcproute", "udproute"),
-)
-_ROUTES = {kind.KIND.lower(): kind.KIND for kind in ROUTE_KINDS}
 _UPKEEP_S = 1.0
 _PART = 1000  # Ingresses of the first batch that are applied at once: some 70 ms
 
@@ -64,164 +46,11 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Source(Protocol):
-    """Where the objects come from: a directory of manifests, or a cluster."""
-
-    received: Counter[str]  # changes so far, by kind
-
-    @property
-    def waiting(self) -> int:
-        """How much has changed that is not in a batch yet."""
-        ...
-
-    async def first(self) -> Batch:
-        """Everything that is there."""
-        ...
-
-    def watch(self, stop: asyncio.Event) -> AsyncIterator[Batch]:
-        """What changes from then on."""
-        ...
-
-    async def follow(self, wanted: set[str]) -> Batch | None:
-        """Just these Secrets and ConfigMaps ("Kind/namespace/name") are needed; what came so."""
-        ...
-
-
-class Sink(Protocol):
-    """Where status goes, for a source that wants it back."""
-
-    written: int
-    failed: int
-
-    @property
-    def waiting(self) -> int:
-        """How many statuses are due."""
-        ...
-
-    @property
-    def events_waiting(self) -> int:
-        """How many events are to be told after that."""
-        ...
-
-    def touch(self, kind: str, key: str) -> None:
-        """The status of this object may be another one now."""
-        ...
-
-    def touch_all(self) -> None:
-        """This replica leads from now on: every status may be another one."""
-        ...
-
-    def event(self, event: Event) -> None:
-        """Something new was said."""
-        ...
-
-    async def run(self) -> None:
-        """Write what was touched, until cancelled."""
-        ...
-
-
-class Lead(Protocol):
-    """Which of several replicas decides and writes.  ``on_change(held)`` is ours to set."""
-
-    on_change: Callable[[bool], None]
-    tried: asyncio.Event  # the first attempt is over
-
-    @property
-    def held(self) -> bool:
-        """Whether it is this one, at this very moment."""
-        ...
-
-    async def run(self) -> None:
-        """Seek and keep it, until cancelled."""
-        ...
-
-    async def release(self) -> None:
-        """Give it up at a planned end."""
-        ...
-
-
-class Workloads(Protocol):
-    """Who runs the Service Engines that are no processes of ours."""
-
-    def due(self) -> None:
-        """Placement may want other engines now."""
-        ...
-
-    async def run(self) -> None:
-        """Keep them, until cancelled."""
-        ...
-
-
-class External(Protocol):
-    """Service Engines that are no processes of ours, and replicas that have some of them."""
-
-    async def open(self) -> None:
-        """Get ready for them.  Raises `EngineError`."""
-        ...
-
-    async def start(self) -> None:
-        """Answer them from now on."""
-        ...
-
-    async def run(self) -> None:
-        """Keep in touch with other replicas, until cancelled."""
-        ...
-
-    async def stop(self) -> None: ...
-
-    def received(self, batch: Batch) -> None:
-        """A batch was applied."""
-        ...
-
-    def mark(self) -> Callable[[], None]:
-        """What was applied is published; to be called when all of it is remembered, too."""
-        ...
-
-    def progressed(self) -> None:
-        """An engine came, went or acknowledged."""
-        ...
-
-    @property
-    def routers(self) -> Routers:
-        """The routers of engines that have an agent."""
-        ...
-
-    def routed(self) -> None:
-        """One of these came, went or does something else."""
-        ...
-
-
 def of_directory(directory: Path) -> Callable[[Facts], Source]:
     """The source of ``akocore serve DIR``."""
     return lambda state: ManifestDirectory(
         directory, state, lambda: _now().strftime("%Y-%m-%dT%H:%M:%SZ")
     )
-
-
-def _reported(report: Report) -> dict[str, Any]:
-    """What an agent says of its Envoy, for the status of a Service Engine."""
-    return {
-        "restarts": report.restarts,
-        "lastExit": report.last_exit,
-        "alive": report.alive,
-        "leaving": report.leaving,
-        "requests": sum(report.requests.values()),
-        "requestsByVirtualService": dict(report.requests),
-        "connections": report.connections,
-        "cpu": report.cpu,
-        "problems": list(report.problems),
-        **({"handover": _handover(report)} if report.ring else {}),
-    }
-
-
-def _handover(report: Report) -> dict[str, Any]:
-    """Whom it hands flows over to, and what came of it since its rules are there."""
-    packets = msgspec.to_builtins(report.handed) if report.handed is not None else {}
-    return {
-        "ring": [f"{one.name} {one.address}" for one in report.ring],
-        "flows": report.flows,
-        **packets,
-    }
 
 
 class Serve:
@@ -280,6 +109,7 @@ class Serve:
             speaks_bgp=self.engines.speaks_bgp or external is not None,
             freebind=external is not None,
         )
+        self.pending = Pending(self.reconciler, self._touch)
         self.watch = Watch() if watch is None else watch
         self.watch.wanted = self.reconciler.placement.homes_of.__contains__
         self.ads.on_publish = self.watch.published
@@ -295,9 +125,6 @@ class Serve:
         self._named: set[str] = set()  # Secrets and ConfigMaps that Gateways name
         self._routers: dict[str, ReplicaRouter] = {}  # of agents here, as they were told
         self._passwords: frozenset[str] = frozenset()  # Secrets of BGP peers
-        self._to_show: dict[str, deque[tuple[int, str]]] = {}  # group → (publication, host)
-        self._to_show_l4: dict[str, deque[Published]] = {}  # group → listeners
-        self._to_show_gateway: dict[str, deque[Published]] = {}  # group → ports of Gateways
         self.file_refusals: dict[str, tuple[Refusal, ...]] = {}
         self._loaded = False  # all that there is has been applied
         self.ready = asyncio.Event()
@@ -311,7 +138,7 @@ class Serve:
         self._rejected_l4: set[tuple[str, At]] = set()
         self._refused_before = False  # whether an engine refused anything when it was last looked
         self._resting = 0  # old places that serve on, or rest, for a while
-        self._batches = 0
+        self.batches = 0
 
     def _route_health(self) -> RouteHealth | None:
         if self.external is not None:
@@ -346,13 +173,7 @@ class Serve:
         try:
             if self.external is None:
                 may_listen(80 + self.port_offset)
-            method: Any = grpc.unary_unary_rpc_method_handler
-            methods = {
-                "Get": method(self._get),
-                "Explain": method(self._explain),
-                "Scale": method(self._scale),
-            }
-            control = grpc.method_handlers_generic_handler(CONTROL, methods)
+            control = Control(self).service()
             await self.ads.start(control, *([] if self.external else [self.ads.service()]))
             try:
                 if self.external is not None:
@@ -447,7 +268,7 @@ class Serve:
         return touched
 
     async def _batch(self, batch: Batch) -> None:
-        self._batches += 1
+        self.batches += 1
         with self.watch.batch(batch, self.reconciler.realiser):
             touched = await self._apply(batch.changes)
         if self.external is not None:
@@ -477,13 +298,14 @@ class Serve:
     def _placed(self) -> None:
         """Follow up what the reconciler has placed: engines, status, mirrors."""
         self._engines_due.set()
-        for group, sequence, host in self.reconciler.realiser.take_placed():
-            self._to_show.setdefault(group, deque()).append((sequence, host))
-        for one in self.reconciler.realiser.take_placed_l4():
-            self._to_show_l4.setdefault(one.group, deque()).append(one)
-        for one in self.reconciler.realiser.take_placed_gateway():
-            self._to_show_gateway.setdefault(one.group, deque()).append(one)
+        self.pending.take()
         self._touch_mirrors()
+
+    async def scaled(self, vs: str) -> None:
+        """A virtual service was given another number of Service Engines."""
+        self.reconciler.realiser.vs_touched.add(vs)
+        self._placed()
+        await self._commit()
 
     def _touch_mirrors(self) -> None:
         touched = self.reconciler.realiser.vs_touched
@@ -631,8 +453,8 @@ class Serve:
         if self.sink is not None:
             done += self.sink.written
             waiting += self.sink.waiting + self.sink.events_waiting
-        shown = not any((*self._to_show.values(), *self._to_show_l4.values()))
-        slack.look(done, busy=not self._loaded or bool(waiting) or not shown)
+        busy = not self._loaded or bool(waiting) or bool(self.pending)
+        slack.look(done, busy=busy)
 
     def _warn_of_taken_ports(self) -> None:
         if self.engines.speaks_bgp:
@@ -725,12 +547,12 @@ class Serve:
     @property
     def waits(self) -> bool:
         """Whether something is to be shown when the engines have it."""
-        shown = (
-            *self._to_show.values(),
-            *self._to_show_l4.values(),
-            *self._to_show_gateway.values(),
-        )
-        return bool(self._moving) or any(shown)
+        return bool(self._moving) or bool(self.pending)
+
+    @property
+    def unsettled(self) -> int:
+        """Moves, old places that rest, and facts that are not written yet."""
+        return len(self._moving) + self._resting + self.facts.waiting
 
     def engine_forgotten(self, name: str) -> None:
         """A Service Engine that was no process of ours went long ago."""
@@ -740,9 +562,9 @@ class Serve:
     @property
     def engine_names(self) -> set[str]:
         """Every Service Engine that there is, or was not long ago."""
-        return {*self.engines.running, *self.ads.fleet, *self.ads.lost, *self._agents()}
+        return {*self.engines.running, *self.ads.fleet, *self.ads.lost, *self.agents()}
 
-    def _agents(self) -> dict[str, str]:
+    def agents(self) -> dict[str, str]:
         """Group of each Service Engine that has an agent, wherever that is connected."""
         if self.external is None:
             return {}
@@ -763,22 +585,7 @@ class Serve:
             self._fleet_changed(group)
         acknowledged = self.ads.acknowledged(group)
         self.watch.acknowledged(group, acknowledged if any(e[1] for e in fleet) else None)
-        waiting = self._to_show.get(group)
-        while waiting and waiting[0][0] <= acknowledged:
-            host = waiting.popleft()[1]
-            self._touch(self.reconciler.store.ingresses_of_host(host))
-            if (placed := self.reconciler.hosts.get(host)) is not None:
-                self.reconciler.realiser.vs_touched.add(placed.vs)
-        listeners = self._to_show_l4.get(group)
-        while listeners and listeners[0].sequence <= acknowledged:
-            one = listeners.popleft()
-            self.reconciler.l4.touch_listener(one.vs, one.at)
-            self.reconciler.realiser.vs_touched.add(one.vs)
-        ports = self._to_show_gateway.get(group)
-        while ports and ports[0].sequence <= acknowledged:
-            one = ports.popleft()
-            self.reconciler.gateway_api.touch_vs(one.vs)
-            self.reconciler.realiser.vs_touched.add(one.vs)
+        self.pending.acknowledged(group, acknowledged)
         self._touch_mirrors()
         self._say_l4()
         self._settle_moves()
@@ -835,42 +642,6 @@ class Serve:
             for name in self.engine_names:
                 self.sink.touch("ServiceEngine", name)
 
-    def show_later(self, host: str) -> None:
-        """An engine that clients can meet lacks a host: look again when it has got on."""
-        at = self.reconciler
-        placed = at.hosts[host]
-        home = at.placement.services[placed.shown].shown
-        if home is not None:
-            sequence = placed.sequence(home.group, placed.shown)
-            self._to_show.setdefault(home.group, deque()).append((sequence, host))
-
-    def show_listener_later(self, vs: str) -> None:
-        """The same of the listeners of a virtual service of L4."""
-        service = self.reconciler.placement.services.get(vs)
-        if service is not None:
-            self._show_later(service, service.listeners or {}, self._to_show_l4)
-
-    def show_gateway_later(self, vs: str) -> None:
-        """The same of the ports of a Gateway's virtual service."""
-        service = self.reconciler.placement.services.get(vs)
-        if service is not None and service.gateway is not None:
-            self._show_later(service, service.gateway.ports, self._to_show_gateway)
-
-    @staticmethod
-    def _show_later(
-        service: VirtualService,
-        placed: Mapping[At, PlacedListener | PlacedPort],
-        to_show: dict[str, deque[Published]],
-    ) -> None:
-        if (home := service.shown) is None:
-            return
-        for place, one in placed.items():
-            sequence = one.sequence.get((home.group, home.address), 0)
-            later = Published(home.group, sequence, service.name, place)
-            waiting = to_show.setdefault(home.group, deque())
-            if later not in waiting:
-                waiting.append(later)
-
     def _finish(self, move: Move) -> None:
         """The time of a move is over: give up the old places, unless a status still names one.
 
@@ -912,130 +683,3 @@ class Serve:
         except EngineError as err:
             log.warning("event=scopes_not_read se=%s why=%r", name, str(err))
             return None
-
-    # ── answers ─────────────────────────────────────────────────────────────────────────────
-
-    async def _requests(self) -> dict[str, dict[str, int]]:
-        out = {}
-        for name, process in self.engines.running.items():
-            if process.pid is not None:
-                try:
-                    out[name] = await self.engines.admin(name).requests_by_virtual_service()
-                except EngineError:
-                    continue  # it is starting or ending; its state says so
-        return out
-
-    async def _get(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        kind = orjson.loads(request)["kind"]
-        at = self.reconciler
-        items: list[dict[str, Any]]
-        match kind:
-            case "ingress":
-                items = status.ingresses(at)
-            case "vs":
-                items = status.virtual_services(at)
-                if self.routes is not None:
-                    for item in items:
-                        service = at.placement.services[item["metadata"]["name"]]
-                        self.routes.judge(service, item["status"])
-            case "pools":
-                items = status.pools(at) + status_l4.pools(at)
-            case "gateway":
-                items = status_l4.gateways(at) + status_gateway.gateways(at)
-            case "httproute" | "grpcroute" | "tlsroute" | "tcproute" | "udproute":
-                items = status_gateway.routes(at, _ROUTES[kind])
-            case "service":
-                items = status_l4.services(at)
-            case "se":
-                requests = await self._requests()
-                items = status.service_engines(at, self.engines.running, requests, self._agents())
-                if self.routes is not None:
-                    for item in items:
-                        item["status"]["routing"] = self.routes.shown(item["metadata"]["name"])
-                if self.external is not None:
-                    for name, report in self.external.routers.reports().items():
-                        for item in items:
-                            if item["metadata"]["name"] == name:
-                                item["status"] |= _reported(report)
-            case "seconfig":
-                items = self.routes.configurations() if self.routes is not None else []
-            case "aviinfrasetting":
-                items = status.settings(at)
-            case "network":
-                items = status.networks(at)
-            case "serviceenginegroup":
-                items = status.groups(at)
-            case "events":
-                items = status.events(self.events)
-            case "akocore":
-                items = [self._self()]
-            case "files":
-                items = [
-                    {
-                        "metadata": {"name": path},
-                        "object": r.object,
-                        "field": r.field,
-                        "line": r.line,
-                        "reason": r.reason,
-                        "remedy": r.remedy,
-                    }
-                    for path, refusals in sorted(self.file_refusals.items())
-                    for r in refusals
-                ]
-            case _:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind {kind} is unknown")
-        return orjson.dumps({"items": items})
-
-    def _self(self) -> dict[str, Any]:
-        """This process, for who watches it."""
-        return {
-            "metadata": {"name": "akocore"},
-            "status": {
-                "pid": os.getpid(),
-                "ingresses": len(self.reconciler.store.all("Ingress")),
-                "hosts": len(self.reconciler.hosts),
-                "vips": self.reconciler.placement.homes_of.total(),
-                "leads": self.lead is None or self.lead.held,
-                "batches": self._batches,
-                "moving": len(self._moving) + self._resting + self.facts.waiting,
-                "nacks": self.ads.nacks,
-                "statusWaiting": self.sink.waiting if self.sink is not None else 0,
-                "eventsWaiting": self.sink.events_waiting if self.sink is not None else 0,
-                "statusWritten": self.sink.written if self.sink is not None else 0,
-                "engines": {n: e.pid for n, e in self.engines.running.items()},
-            },
-        }
-
-    async def _scale(self, request: bytes, _context: object) -> bytes:
-        """Have a virtual service on more or fewer Service Engines: ``by`` or ``to``.
-
-        In a cluster that is for who asks to write: ``annotate`` is the AviInfraSetting.
-        """
-        asked = orjson.loads(request)
-        at = self.reconciler
-        service = at.placement.services.get(asked["vs"])
-        if service is None:
-            return orjson.dumps({"refused": f"there is no virtual service {asked['vs']}."})
-        group = service.infra.group
-        before = at.scale.wanted(service.name, group)
-        number = int(asked["to"]) if "to" in asked else before + int(asked["by"])
-        if (no := at.scale.to(service.name, group, number)) is not None:
-            if no.reason == FOLLOWS_OBJECTS and service.infra.setting:
-                annotated = {"annotate": service.infra.setting, "before": before, "wanted": number}
-                return orjson.dumps(annotated)
-            self.events.say(no.object, "Warning", no.reason, no.remedy)
-            return orjson.dumps({"refused": no.remedy})
-        note = f"from {before} to {number} Service Engines"
-        self.events.say(f"VirtualService/{service.name}", "Normal", "Scaled", note)
-        at.realiser.vs_touched.add(service.name)
-        self._placed()
-        await self._commit()
-        return orjson.dumps({"before": before, "wanted": number})
-
-    async def _explain(self, request: bytes, _context: object) -> bytes:
-        ((kind, key),) = orjson.loads(request).items()
-        if kind == "ingress":
-            return orjson.dumps(status.explain(self.reconciler, key))
-        if (found := status_gateway.explain(self.reconciler, kind, key)) is not None:
-            return orjson.dumps(found)
-        return orjson.dumps(status_l4.explain(self.reconciler, kind, key))

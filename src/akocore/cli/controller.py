@@ -30,11 +30,12 @@ from akocore.cli.observing import (
 
 if TYPE_CHECKING:
     from akocore.engines.envoy.remote import TlsFiles
+    from akocore.interfaces import External
     from akocore.kube.api import ApiServer
     from akocore.kube.lease import Lease
     from akocore.kube.placement import ClusterFacts
     from akocore.kube.workloads import Workloads
-    from akocore.serve import External, Serve
+    from akocore.serve import Serve
 
     _External = Callable[[Serve, Callable[[str], None]], External]
 

@@ -30,7 +30,8 @@ from akocore.cli.observing import (
 
 if TYPE_CHECKING:
     from akocore.engines.envoy.remote import TlsFiles
-    from akocore.serve import External, Serve
+    from akocore.interfaces import External
+    from akocore.serve import Serve
 
 
 def serve(

@@ -348,7 +348,7 @@ class StatusWriter:
                 points[host] = ip
         for host in hosts:
             if host not in points and host in self._at.hosts:
-                self._serve.show_later(host)
+                self._serve.pending.host(host)
         return [(host, points[host]) for host in hosts if host in points]
 
     def _tell(self, key: str, has: _Points, wanted: _Points) -> None:
@@ -378,7 +378,7 @@ class StatusWriter:
         obj = self._at.store.all(kind).get(key)
         if obj is None:
             return
-        wanted = l4_status.wanted(self._at, kind, key, self._serve.show_listener_later)
+        wanted = l4_status.wanted(self._at, kind, key, self._serve.pending.listeners)
         if wanted is None:  # not ours, or no longer: what we wrote goes
             if l4_status.may_be_ours(obj) and await self._is_ours(kind, obj):
                 version = int(obj.metadata.resource_version or 0)
@@ -397,7 +397,7 @@ class StatusWriter:
             self._rests.pop((kind, key), None)
             return 0.0
         version = int(obj.metadata.resource_version or 0)
-        wanted = gateway_status.wanted(self._at, obj, self._serve.show_gateway_later)
+        wanted = gateway_status.wanted(self._at, obj, self._serve.pending.gateway)
         if wanted is None:  # not ours, or no longer: what we wrote goes
             if gateway_status.may_be_ours(obj) and await self._is_ours(kind, obj):
                 await self._apply_status(obj, version, gateway_status.nothing(obj))
