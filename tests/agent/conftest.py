@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from akocore.engines.envoy.process import EngineError, find_envoy
-from akocore.engines.frr.process import Frr
+from akocore.engines.frr.process import Frr, end
 from akocore.lab.topology import Plan, Topology, sweep
 from engines.authority import Authority
 from frr.conftest import PREFIX, directory, frr
@@ -231,6 +231,12 @@ class Site:
             time.sleep(0.01)
 
 
+def end_routers(directory: Path) -> None:
+    """What they leave outside of their directories, ended as they were, goes, too."""
+    for run in directory.rglob("zebra.run"):
+        end(run.parent)
+
+
 @pytest.fixture
 async def site(
     request: pytest.FixtureRequest,
@@ -257,3 +263,4 @@ async def site(
             made.stop()
         topology.release()
         await sweep(directory / "lab", topology.plan.prefix)
+        end_routers(directory)

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from akocore import EcmpGroup
-from akocore.engines.frr.config import DAEMONS
 from akocore.engines.frr.process import Frr
 from akocore.lab.topology import EngineState, LabError, Plan, Topology, sweep
 from akocore.lab.upstream import NextHop
@@ -46,10 +45,14 @@ def of_the_lab() -> list[str]:
     return found
 
 
-def traces(pids: list[int]) -> list[str]:
-    """Processes, also defunct ones, and FRR's directories for their crashes."""
-    names = [f"/proc/{pid}" for pid in pids]
-    names += [f"/var/tmp/frr/{daemon}.{pid}" for pid in pids for daemon in DAEMONS]
+def program(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def traces(programs: dict[int, str]) -> list[str]:
+    """Processes, also defunct ones, and FRR's directories for their crashes: of ``programs``."""
+    names = [f"/proc/{pid}" for pid in programs]
+    names += [f"/var/tmp/frr/{program}.{pid}" for pid, program in programs.items()]
     return [name for name in names if os.path.exists(name)]
 
 
@@ -175,16 +178,19 @@ async def test_service_engines_reach_the_pods(lab: Lab) -> None:
 
 async def test_down_leaves_nothing(lab: Lab) -> None:
     async with lab(2) as topology:
-        pids = [
-            pid for n in topology.namespaces.names() for pid in await topology.namespaces.pids(n)
-        ]
+        programs = {
+            pid: program(pid)
+            for name in topology.namespaces.names()
+            for pid in await topology.namespaces.pids(name)
+        }
+        assert len(traces(programs)) == 19  # each process, and a directory of each of FRR's
         await topology.kill_se("se-2")
-        assert len(pids) == 10  # three times FRR, and the pods
+        assert len(programs) == 10  # three times FRR, and the pods
         assert of_the_lab() != []
         await topology.down()
         assert of_the_lab() == []
         assert not topology.directory.exists()
-        assert traces(pids) == []
+        assert traces(programs) == []
 
 
 async def test_down_leaves_nothing_after_a_crash(frr: Frr, directory: Path) -> None:
