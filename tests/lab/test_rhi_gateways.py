@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from lab.rhi_house import HOST, House, network, setting
+from lab.rhi_house import HOST, PEER, House, network, setting
 
 pytestmark = pytest.mark.real
 
@@ -155,3 +156,43 @@ async def test_a_gateway_of_v1_is_announced_with_its_routes(house: House) -> Non
     assert set(await house.requests(vip, 20)) == {"200"}
     house.write("setting", setting(rhi=False))
     await house.until_ways(vip)
+
+
+async def test_a_service_of_both_families_is_announced_in_both(house: House) -> None:
+    first, second = "10.10.16.224", "fd00:10:10:16::224"
+    six = network("uplink6", "10.10.17", "224")
+    peer = PEER | {"address": "fd00:10:10:16::250"}
+    six["spec"] = {
+        "subnet": "fd00:10:10:16::/64",
+        "vipRanges": [{"begin": second, "end": "fd00:10:10:16::249"}],
+        "bgp": {"localAs": 5000, "peers": [peer]},
+    }
+    both = setting(rhi=True)
+    both["spec"]["network"]["names"] = ["uplink", "uplink6"]
+    house.write("networks", network("uplink", "10.10.16", "224"), six)
+    house.write("setting", both)
+    hello = service("hello", 80)
+    hello[0]["metadata"] = {
+        "name": "hello",
+        "annotations": {"aviinfrasetting.ako.vmware.com/name": "critical.infra"},
+    }
+
+    async def is_served(*addresses: str) -> bool:
+        said = (await house.get("service", "hello")).get("loadBalancer", {})
+        return [one["ip"] for one in said.get("ingress") or ()] == list(addresses)
+
+    async def ways(vip: str) -> int:
+        return len(await house.topology.next_hops(vip))
+
+    async def is_announced(vip: str, hops: int) -> bool:
+        return await ways(vip) == hops
+
+    for policy, families in (("RequireDualStack", ["IPv4", "IPv6"]), ("SingleStack", ["IPv4"])):
+        hello[0]["spec"] |= {"ipFamilyPolicy": policy, "ipFamilies": families}
+        house.write("hello", *hello)
+        vips = [first, second][: len(families)]
+        await house.until(partial(is_served, *vips))
+        for vip in (first, second):
+            await house.until(partial(is_announced, vip, 2 if vip in vips else 0))
+        for vip in vips:
+            assert set(await house.requests(vip, 20)) == {"200"}
