@@ -423,21 +423,6 @@ async def test_a_services_session_affinity_is_kept(gw: Rig, tcp: Bytes) -> None:
     assert len({(await gw.ask()).by for _ in range(12)}) == 1
 
 
-async def test_who_a_client_is_comes_by_the_proxy_protocol(gw: Rig) -> None:
-    web = await gw.echo("web")
-    name = gateway_listener(VS, ADDRESS, 80, [Chain("http")], OFFSET, proxy_protocol=True)
-    await gw.publish([name, gateway_floor(VS, 80, "http", ())])
-    await gw.serve(to(web))
-    reader, writer = await asyncio.open_connection(ADDRESS, 80 + OFFSET)
-    writer.write(
-        b"PROXY TCP4 192.0.2.7 192.0.2.8 1234 80\r\n"
-        b"GET / HTTP/1.1\r\nhost: a.example.test\r\nconnection: close\r\n\r\n"
-    )
-    assert b" 200 " in await asyncio.wait_for(reader.read(), 5)
-    writer.transport.abort()
-    assert gw.echoes["web"].header("x-forwarded-for") == ["192.0.2.7"]
-
-
 # ─── UDP
 
 

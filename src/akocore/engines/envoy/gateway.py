@@ -25,7 +25,6 @@ from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.http.stateful_session.v3 import stateful_session_pb2
-from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
@@ -250,13 +249,11 @@ def gateway_listener(
     chains: Sequence[Chain],
     port_offset: int = 0,
     *,
-    proxy_protocol: bool = False,
     freebind: bool = False,
 ) -> Encoded:
     """One TCP port of a Gateway on one address.
 
-    ``proxy_protocol``: connections begin with who their client is.  ``freebind``: as of
-    `akocore.engines.envoy.resources.listener`.  Chains must differ in their
+    ``freebind``: as of `akocore.engines.envoy.resources.listener`.  Chains must differ in their
     server names.  Raises `ValueError` without a chain.
     """
     if not chains:
@@ -267,9 +264,6 @@ def gateway_listener(
     out.address.socket_address.port_value = port + port_offset
     if freebind:
         out.freebind.value = True
-    if proxy_protocol:
-        first = out.listener_filters.add(name="envoy.filters.listener.proxy_protocol")
-        first.typed_config.Pack(proxy_protocol_pb2.ProxyProtocol())
     if any(chain.tls is not None or chain.passthrough for chain in chains):
         sni = out.listener_filters.add(name="envoy.filters.listener.tls_inspector")
         sni.typed_config.Pack(tls_inspector_pb2.TlsInspector())
