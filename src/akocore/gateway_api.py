@@ -28,7 +28,7 @@ from akocore.kube.gateway_objects import (
     ReferenceGrant,
     Route,
 )
-from akocore.kube.meta import Object
+from akocore.kube.meta import Object, only_status
 from akocore.kube.objects import Change, Namespace, ServicePort
 from akocore.model import Refusal
 from akocore.model_http import Backend, BackendTls, HttpHost, HttpMatch, HttpRule, TextMatch
@@ -153,7 +153,7 @@ class GatewayApi:
     def take(self, change: Change, old: Object | None) -> None:
         """Take in any change, after the store has.  Cost: who depends on it."""
         key, kind = change.key, change.kind
-        if kind in _KINDS and _only_status(old, change.obj):
+        if kind in _KINDS and only_status(old, change.obj):
             self.touched.add((kind, key))
             return
         if kind in _ROUTES:
@@ -888,18 +888,3 @@ def _namespace(obj: Object | None) -> tuple[object, ...]:
     if not isinstance(obj, Namespace):
         return (None,)
     return obj.metadata.labels, obj.metadata.annotation(SETTING_ANNOTATION)
-
-
-def _only_status(old: Object | None, new: Object | None) -> bool:
-    """Whether nothing of an object is new but its status: our own writes come back to us."""
-    if old is None or new is None or type(old) is not type(new):
-        return False
-    a, b = old.metadata, new.metadata
-    if (a.uid, a.generation, a.annotations, a.creation_timestamp) != (
-        b.uid,
-        b.generation,
-        b.annotations,
-        b.creation_timestamp,
-    ):
-        return False
-    return getattr(old, "spec", None) == getattr(new, "spec", None)

@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from akocore.config import Config
 from akocore.infrastructure import Infrastructure
-from akocore.kube.objects import Change, Gateway, GatewayClass, LabelledMeta, Object, Service
+from akocore.kube.objects import Change, Gateway, GatewayClass, Service
 from akocore.model import L4Listener, Refusal
 from akocore.place.virtual_services import Placement, VirtualService
 from akocore.realise_l4 import At, L4Realiser
@@ -28,7 +28,7 @@ from akocore.translate.gateways import GatewayView
 from akocore.translate.names import Names
 from akocore.translate.services import Front, ServiceView
 
-__all__ = ["L4", "Served", "only_status"]
+__all__ = ["L4", "Served"]
 
 _K = TypeVar("_K")
 Age = tuple[str, str]  # creation and key: of two the lesser came first
@@ -513,21 +513,3 @@ def _remove(lists: dict[_K, list[Age]], at: _K, age: Age) -> None:
     del ages[bisect_left(ages, age)]
     if not ages:
         del lists[at]
-
-
-def only_status(old: Object | None, new: Object | None) -> bool:
-    """Whether nothing of an object is new but its status: our own writes come back to us."""
-    if not isinstance(old, Gateway | GatewayClass | Service):
-        return False
-    if not isinstance(new, Gateway | GatewayClass | Service):
-        return False
-    a, b = old.metadata, new.metadata
-    labels = [one.labels if isinstance(one, LabelledMeta) else None for one in (a, b)]
-    if labels[0] != labels[1]:
-        return False
-    return (a.uid, a.annotations, a.creation_timestamp, old.spec) == (
-        b.uid,
-        b.annotations,
-        b.creation_timestamp,
-        new.spec,
-    )

@@ -22,11 +22,14 @@ from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
 from akocore.gateway_api import GatewayApi
 from akocore.infrastructure import Infrastructure
+from akocore.kube.meta import only_status
 from akocore.kube.objects import (
     AviInfraSetting,
     AviInfraSettingSpec,
     Change,
     EndpointSlice,
+    Gateway,
+    GatewayClass,
     Ingress,
     IngressClass,
     IngressClassSpec,
@@ -34,8 +37,9 @@ from akocore.kube.objects import (
     NetworkSpec,
     Object,
     ObjectMeta,
+    Service,
 )
-from akocore.l4 import L4, only_status
+from akocore.l4 import L4
 from akocore.model import HostModel, Refusal
 from akocore.place.ipam import Ipam
 from akocore.place.scale import Scale
@@ -164,7 +168,7 @@ class Reconciler:
                 continue
             old = self.store.apply(change)
             self.gateway_api.take(change, old)
-            if only_status(old, change.obj):
+            if isinstance(old, Gateway | GatewayClass | Service) and only_status(old, change.obj):
                 self.l4.touched.add((kind, key))
                 continue
             match kind:

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-__all__ = ["Condition", "LabelSelector", "LabelledMeta", "Object", "ObjectMeta", "Part", "Port"]
+__all__ = [
+    "Condition",
+    "LabelSelector",
+    "LabelledMeta",
+    "Object",
+    "ObjectMeta",
+    "Part",
+    "Port",
+    "only_status",
+]
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -65,6 +74,16 @@ class Object(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, 
     @property
     def key(self) -> str:
         return self.metadata.key
+
+
+def only_status(old: Object | None, new: Object | None) -> bool:
+    """Whether nothing of an object is new but its status: our own writes come back to us."""
+    if old is None or new is None or type(old) is not type(new):
+        return False
+    if getattr(old, "spec", None) != getattr(new, "spec", None):
+        return False
+    version = new.metadata.resource_version
+    return structs.replace(old.metadata, resource_version=version) == new.metadata
 
 
 class Condition(Part, frozen=True):
