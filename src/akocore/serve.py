@@ -19,7 +19,8 @@ from akocore.config import Config
 from akocore.control import Control
 from akocore.engines.agent.messages import CANT_HAND_OVER
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
-from akocore.engines.envoy.process import EngineError, Engines, Envoy, may_listen, preflight
+from akocore.engines.envoy.ports import may_listen, preflight
+from akocore.engines.envoy.process import EngineError, Engines, Envoy
 from akocore.events import Events
 from akocore.interfaces import External, Lead, Sink, Source, Workloads
 from akocore.kube import gateway_status

@@ -9,7 +9,8 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from akocore.engines.envoy.process import Admin, find_envoy
+from akocore.engines.envoy.admin import Admin
+from akocore.engines.envoy.process import find_envoy
 from engines.authority import Pair
 
 

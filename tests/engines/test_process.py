@@ -30,12 +30,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (  # noq
 )
 
 from akocore.engines.envoy.bootstrap import bootstrap
+from akocore.engines.envoy.ports import preflight
 from akocore.engines.envoy.process import (
     EngineError,
     Engines,
     Envoy,
     find_envoy,
-    preflight,
 )
 
 pytestmark = pytest.mark.real
@@ -523,7 +523,7 @@ def test_preflight_names_the_process_that_has_the_port() -> None:
 def test_a_low_port_without_the_privilege_suggests_a_port_offset() -> None:
     code = (
         "import os\n"
-        "from akocore.engines.envoy.process import may_listen, EngineError\n"
+        "from akocore.engines.envoy.ports import may_listen, EngineError\n"
         "if os.getuid() == 0: os.setgroups([]); os.setuid(65534)\n"
         "try: may_listen(1)\n"
         "except EngineError as err: print(err)"

@@ -328,7 +328,8 @@ async def _run(stay: bool, envoy: Path | None) -> bool:
     import aiohttp
     from rich.console import Console
 
-    from akocore.engines.envoy.process import EngineError, may_listen
+    from akocore.engines.envoy.admin import EngineError
+    from akocore.engines.envoy.ports import may_listen
 
     console = Console(soft_wrap=True)
     try:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import logging
@@ -18,24 +16,30 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from ipaddress import ip_address
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
 
+from akocore.engines.children import (
+    HEALTHY_AFTER_S,
+    hold,
+    last_lines,
+    pause_s,
+    socket_path,
+    spawn,
+    take,
+)
+from akocore.engines.envoy.admin import Admin, EngineError
 from akocore.engines.envoy.bootstrap import Tls, bootstrap, secrets
+from akocore.engines.envoy.ports import migrate_requests
 from akocore.engines.envoy.probe import Probe
 from akocore.engines.processes import (
     arguments,
     boot_id,
-    capabilities,
     exit_text,
     is_stopped,
     pids,
@@ -45,25 +49,18 @@ from akocore.engines.processes import (
 
 __all__ = [
     "SUPPORTED_ENVOY",
-    "Admin",
     "Controllers",
     "EngineError",
     "EngineProcess",
     "Engines",
     "Envoy",
     "find_envoy",
-    "may_listen",
     "may_name",
-    "preflight",
 ]
 
 SUPPORTED_ENVOY = "1.40"
 """The minor release whose bootstrap, xDS and admin output akocore is written for."""
 
-_MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path, less its NUL
-_LOG_MAX_BYTES = 8 << 20
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 10.0
-_HEALTHY_AFTER_S = 30.0
 _READY_WITHIN_S = 5.0
 _CONFIG = ".bootstrap.json"
 _ALIVE = ".alive"
@@ -72,10 +69,6 @@ _MARK = "--disable-hot-restart"  # with -c in our directory: an Envoy that we st
 _KEPT_ENV = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 _log = logging.getLogger(__name__)
-
-
-class EngineError(Exception):
-    """A Service Engine can't be run or reached; the text says why and what to do."""
 
 
 class Envoy(Struct, frozen=True):
@@ -268,29 +261,8 @@ class Engines:
         """
         if self._lock >= 0:
             return
-        try:
-            self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as err:
-            raise EngineError(
-                f"run directory {self._dir} can't be used: {err.strerror}."
-                " Make it writable or choose another with --state."
-            ) from err
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "?"
-            os.close(lock)
-            if err.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise EngineError(f"{self._dir}/lock can't be locked: {err.strerror}.") from err
-            raise EngineError(
-                f"another akocore (pid {holder}) runs the Service Engines of {self._dir}."
-                " Stop it or give this one another --state."
-            ) from err
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        self._lock = lock
-        _migrate_requests()
+        self._lock = take(self._dir, "the Service Engines", EngineError)
+        migrate_requests()
         self._find()
 
     async def ensure(self, group: str, names: Iterable[str]) -> None:
@@ -426,13 +398,7 @@ class Engines:
                 self._forget(name)
 
     def _adopt(self, name: str, known: _PidFile) -> bool:
-        try:
-            pidfd = os.pidfd_open(known.pid)
-        except OSError:
-            return False
-        # The pid can't be given to another process between this check and a signal: we hold it.
-        if start_ticks(known.pid) != known.ticks:
-            os.close(pidfd)
+        if (pidfd := hold(known.pid, known.ticks)) < 0:
             return False
         age_s = uptime_s() - known.ticks / os.sysconf("SC_CLK_TCK")
         slot = self._new(name, known.group)
@@ -483,14 +449,12 @@ class Engines:
         name, group = slot.name, slot.record.group
         admin_socket = self._file(name, ".sock")
         alive = self._file(name, _ALIVE)
-        for path in (admin_socket, alive, self._xds_socket):
-            if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-                del self._slots[name]
-                raise EngineError(
-                    f"{path} is too long for a unix socket"
-                    f" ({len(os.fsencode(path))} bytes, at most {_MAX_SOCKET_PATH})."
-                    " Choose a shorter directory with --state."
-                )
+        try:
+            for path in (admin_socket, alive, self._xds_socket):
+                socket_path(path, EngineError)
+        except EngineError:
+            del self._slots[name]
+            raise
         admin_socket.unlink(missing_ok=True)
         alive.unlink(missing_ok=True)
         if self._controllers is not None:
@@ -499,30 +463,9 @@ class Engines:
                 self._write(path, text)
         slot.digest = self._digest(name, group)
         self._write(self._file(name, _CONFIG), self._bootstrap(name, group))
-        log = self._file(name, ".log")
-        with contextlib.suppress(FileNotFoundError):
-            if log.stat().st_size > _LOG_MAX_BYTES:
-                log.rename(self._file(name, ".log.1"))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        descriptor = os.open(log, flags, 0o600)
-        try:
-            slot.log_offset = os.fstat(descriptor).st_size
-            command = [*self._within(name), *self._command(name)]
-            return os.posix_spawnp(
-                command[0],
-                command,
-                _environment(),
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, descriptor, 1),
-                    (os.POSIX_SPAWN_DUP2, descriptor, 2),
-                ],
-                setsid=True,  # Ctrl-C and the end of our terminal are not for it
-                setsigmask=(),
-                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE),
-            )
-        finally:
-            os.close(descriptor)
+        command = [*self._within(name), *self._command(name)]
+        pid, slot.log_offset = spawn(command, _environment(), self._file(name, ".log"))
+        return pid
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
@@ -570,15 +513,13 @@ class Engines:
             return
         if line := self._last_log_line(slot):
             text = f"{text}; {line}"
-        if uptime_s() - slot.since_s >= _HEALTHY_AFTER_S:
+        if uptime_s() - slot.since_s >= HEALTHY_AFTER_S:
             slot.failures = 0
         self._failed(slot, text)
 
     def _failed(self, slot: _Slot, text: str) -> None:
         slot.failures += 1
-        delay_s = 0.0
-        if slot.failures > 1:
-            delay_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(slot.failures - 2, 20))
+        delay_s = pause_s(slot.failures)
         slot.record = EngineProcess(
             group=slot.record.group,
             pid=None,
@@ -593,15 +534,8 @@ class Engines:
 
     def _last_log_line(self, slot: _Slot) -> str:
         """The last line that Envoy wrote in this life, its last critical one if there is any."""
-        try:
-            with self._file(slot.name, ".log").open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(slot.log_offset, size - 16_384))
-                lines = file.read().decode("utf-8", "replace").splitlines()
-        except OSError:
-            return ""
-        critical = [line for line in lines if "[critical]" in line]
-        return next((line[:500] for line in reversed(critical or lines) if line.strip()), "")
+        lines = last_lines(self._file(slot.name, ".log"), slot.log_offset)
+        return next((line for line in lines if "[critical]" in line), lines[0] if lines else "")
 
     def _drop(self, slot: _Slot) -> None:
         self._forget(slot.name)
@@ -647,266 +581,3 @@ class Engines:
                     if await admin.ready():
                         return
                     await asyncio.sleep(0.05)
-
-
-# ─── the admin interface ─────────────────────────────────────────────────────────────────────
-
-
-class _Stat(Struct):
-    name: str = ""
-    value: int | float | str = 0
-
-
-class _Stats(Struct):
-    stats: list[_Stat] = []
-
-
-class _Scope(Struct):
-    name: str
-
-
-class _Scopes(Struct):
-    scoped_route_configs: list[_Scope] = []
-
-
-class _Dump(Struct):
-    configs: list[_Scopes] = []
-
-
-class _SocketAddress(Struct):
-    address: str
-    port_value: int = 0
-
-
-class _Address(Struct):
-    socket_address: _SocketAddress | None = None
-
-
-class _Listener(Struct):
-    name: str
-    local_address: _Address
-
-
-class _Listeners(Struct):
-    listener_statuses: list[_Listener] = []
-
-
-class Admin:
-    """One Envoy's admin interface on a unix socket; a connection per question.
-
-    Raises `EngineError` when it doesn't answer (`ready` says False instead).
-    """
-
-    def __init__(self, socket_path: Path, timeout_s: float = 2.0) -> None:
-        self._path = socket_path
-        self._timeout_s = timeout_s
-
-    async def ready(self) -> bool:
-        """Whether Envoy is live: it has its first configuration and its workers run."""
-        try:
-            return (await self._ask("GET", "/ready"))[0] == 200
-        except EngineError:
-            return False
-
-    async def stats(self, pattern: str = "") -> dict[str, int]:
-        """Counters and gauges whose names match the regular expression ``pattern`` (RE2)."""
-        query = f"&filter={quote(pattern, safe='')}" if pattern else ""
-        found = msgspec.json.decode(await self._get(f"/stats?format=json{query}"), type=_Stats)
-        return {
-            stat.name: int(stat.value)
-            for stat in found.stats
-            if stat.name and not isinstance(stat.value, str)
-        }
-
-    async def requests_by_virtual_service(self) -> dict[str, int]:
-        """Requests served since the start, by virtual service (the listeners' stat prefix)."""
-        first, last = "http.", ".downstream_rq_total"
-        names = await self.stats(r"^http\..*\.downstream_rq_total$")
-        counts = {name[len(first) : -len(last)]: value for name, value in names.items()}
-        return {name: n for name, n in counts.items() if name not in ("admin", "admin.alive")}
-
-    async def open_connections(self) -> int:
-        """Downstream connections of all listeners, the admin interface's own apart."""
-        counts = await self.stats(r"^listener\..*[^.]\.downstream_cx_active$")
-        return sum(n for name, n in counts.items() if not name.startswith("listener.admin."))
-
-    async def memory(self) -> dict[str, int]:
-        """Envoy's own account of its memory, in bytes: ``allocated``, ``heap_size`` ..."""
-        raw = msgspec.json.decode(await self._get("/memory"), type=dict[str, str])
-        return {key: int(value) for key, value in raw.items()}
-
-    async def listeners(self) -> dict[str, tuple[str, int]]:
-        """The listeners that are up, by name: (address, port)."""
-        raw = await self._get("/listeners?format=json")
-        return {
-            status.name: (place.address, place.port_value)
-            for status in msgspec.json.decode(raw, type=_Listeners).listener_statuses
-            if (place := status.local_address.socket_address) is not None
-        }
-
-    async def scopes(self) -> list[str]:
-        """The names of its scoped routes.  Costs its main thread some 0.1 ms each."""
-        raw = await self._get("/config_dump?resource=dynamic_scoped_route_configs")
-        return [
-            scope.name
-            for part in msgspec.json.decode(raw, type=_Dump).configs
-            for scope in part.scoped_route_configs
-        ]
-
-    async def drain(self) -> None:
-        """Stop listening, tell kept connections to go, and wait until there is none."""
-        await self._ask("POST", "/drain_listeners")
-        while True:
-            await asyncio.sleep(0.1)  # first, for what the workers were just accepting
-            if not await self.open_connections():
-                return
-
-    async def _get(self, path: str) -> bytes:
-        status, body = await self._ask("GET", path)
-        if status != 200:
-            raise EngineError(f"{self._path}{path}: Envoy answers {status}: {body[:200]!r}")
-        return body
-
-    async def _ask(self, method: str, path: str) -> tuple[int, bytes]:
-        try:
-            import aiohttp
-        except ImportError as err:
-            raise EngineError(
-                "aiohttp is missing: run `pip install 'akocore[standalone]'`."
-            ) from err
-        try:
-            async with (
-                aiohttp.ClientSession(
-                    connector=aiohttp.UnixConnector(path=str(self._path)),
-                    timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-                ) as session,
-                session.request(method, f"http://envoy{path}") as answer,
-            ):
-                return answer.status, await answer.read()
-        except (aiohttp.ClientError, OSError, TimeoutError) as err:
-            raise EngineError(
-                f"the Envoy behind {self._path} doesn't answer: {str(err) or 'timeout'}."
-            ) from err
-
-
-# ─── before the fact ─────────────────────────────────────────────────────────────────────────
-
-_LISTEN = "0A"
-
-
-def preflight(addresses: Iterable[tuple[str, int]], own: Collection[int] = ()) -> None:
-    """Say now what Envoy would only refuse later: can each (address, port) be listened on?
-
-    ``own``: pids of our Service Engines, which may hold them.  Raises one `EngineError` that
-    names every address in the way, what is wrong with it and what to do.
-    """
-    problems: dict[str, None] = {}
-    for address, port in addresses:
-        problem = _problem(address, port, own)
-        if problem:
-            problems[problem] = None
-    if problems:
-        raise EngineError("\n".join(problems))
-
-
-def may_listen(port: int) -> None:
-    """Raises `EngineError` when listening on ``port`` needs a privilege that we don't have."""
-    first = _first_free_port()
-    if port < first and "NET_BIND_SERVICE" not in capabilities():
-        raise EngineError(
-            f"port {port} needs a privilege: below {first} only with CAP_NET_BIND_SERVICE."
-            " Use --port-offset 8000, or as root: sysctl net.ipv4.ip_unprivileged_port_start=80."
-        )
-
-
-def _problem(address: str, port: int, own: Collection[int]) -> str:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.bind((address, 0))
-    except OSError as err:
-        return (
-            f"{address} is not an address of this machine ({err.strerror})."
-            " Add it, or choose a Network whose range is local (127.0.0.0/8 always is)."
-        )
-    taken = False
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            probe.bind((address, port))
-    except OSError as err:
-        if err.errno != errno.EADDRINUSE:
-            return f"{address}:{port} can't be listened on: {err.strerror}."
-        taken = True
-    inodes = _listening_inodes(address, port)
-    holders = [pid for pid in _holders(inodes) if pid not in own] if inodes else []
-    if not taken and not holders:
-        return ""
-    who = ", ".join(f"{_command_name(pid)} (pid {pid})" for pid in holders)
-    return (
-        f"{address}:{port} is taken by {who or 'a process of another user'}."
-        " Stop it, or choose other ports with --port-offset."
-    )
-
-
-def _migrate_requests() -> None:
-    """Have the kernel pass on what waits to be accepted when one of several listeners closes.
-
-    For this network namespace; Linux 5.14, net/core/sock_reuseport.c: reuseport_migrate_sock().
-    """
-    path = Path("/proc/sys/net/ipv4/tcp_migrate_req")
-    try:
-        if path.read_text("ascii").strip() != "1":
-            path.write_text("1")
-    except OSError as err:
-        # One alone on its addresses, as in a pod, has nobody to pass anything on to.
-        remedy = "as root: sysctl net.ipv4.tcp_migrate_req=1"
-        _log.info("event=sysctl_not_set name=%s why=%r do=%r", path, err.strerror, remedy)
-
-
-def _first_free_port() -> int:
-    try:
-        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_bytes())
-    except (OSError, ValueError):
-        return 1024
-
-
-def _proc_address(address: str) -> str:
-    """As /proc/net/tcp writes it: 32-bit words in the machine's byte order."""
-    packed = ip_address(address).packed
-    words = (packed[i : i + 4] for i in range(0, len(packed), 4))
-    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
-
-
-def _listening_inodes(address: str, port: int) -> set[str]:
-    """Sockets that listen on the address itself or on every address."""
-    alike = [address, "::"] if ":" in address else [address, "0.0.0.0", "::", f"::ffff:{address}"]
-    places = {f"{_proc_address(one)}:{port:04X}" for one in alike}
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError), open(table, encoding="ascii") as rows:
-            for row in rows:
-                fields = row.split()
-                if fields[3] == _LISTEN and fields[1] in places:
-                    inodes.add(fields[9])
-    return inodes
-
-
-def _holders(inodes: set[str]) -> list[int]:
-    """Processes that have one of the sockets open, as far as we may see."""
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    holders = []
-    for pid in pids():
-        with contextlib.suppress(OSError):
-            for descriptor in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{descriptor}") in wanted:
-                        holders.append(pid)
-                        break
-    return sorted(holders)
-
-
-def _command_name(pid: int) -> str:
-    argv = arguments(pid)
-    return Path(argv[0]).name if argv else "?"

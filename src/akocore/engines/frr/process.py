@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -30,6 +28,15 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from akocore.engines.children import (
+    HEALTHY_AFTER_S,
+    hold,
+    last_lines,
+    pause_s,
+    socket_path,
+    spawn,
+    take,
+)
 from akocore.engines.frr.config import DAEMONS, Rendered
 from akocore.engines.frr.vty import VtyError, ask
 from akocore.engines.processes import boot_id, capabilities, exit_text, start_ticks, uptime_s
@@ -43,10 +50,6 @@ _PLACES = (Path("/usr/lib/frr"), Path("/usr/libexec/frr"))
 _USER = "frr"  # as all packages of FRR are built: FRR's own default
 _CRASH_LOGS = Path("/var/tmp/frr")
 _CONFINED = Path(__file__).with_name("confined.py")
-_MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path, less its NUL
-_LOG_MAX_BYTES = 8 << 20
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 10.0
-_HEALTHY_AFTER_S = 30.0
 _READY_WITHIN_S = 10.0
 _KEPT_ENV = ("PATH", "LD_LIBRARY_PATH", "TZ")
 
@@ -383,40 +386,20 @@ class Router:
         if self._lock >= 0:
             return
         self._as = _who()
-        longest = self.directory / "zserv.api"
-        if len(os.fsencode(longest)) > _MAX_SOCKET_PATH:
-            raise FrrError(
-                f"{longest} is too long for a unix socket"
-                f" ({len(os.fsencode(longest))} bytes, at most {_MAX_SOCKET_PATH})."
-                " Choose a shorter directory with --state."
-            )
+        socket_path(self.directory / "zserv.api", FrrError)
         needed = ["unshare", "sh"] if self._as is _As.OTHER_ROOT else []
         for tool in [*needed, *(["nsenter"] if self.namespace is not None else [])]:
             if shutil.which(tool) is None:
                 raise FrrError(f"{tool} is missing. Install util-linux.")
+        lock = take(self.directory, "the router", FrrError, 0o750)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._give(self.directory)
-            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as err:
-            raise FrrError(
-                f"run directory {self.directory} can't be used: {err.strerror}."
-                " Make it writable or choose another with --state."
-            ) from err
-        self._check_reachable()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "?"
+            self._check_reachable()
+        except (FrrError, OSError) as err:
             os.close(lock)
-            if err.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise FrrError(f"{self.directory}/lock can't be locked: {err.strerror}.") from err
-            raise FrrError(
-                f"another akocore (pid {holder}) runs the router of {self.directory}."
-                " Stop it or give this one another --state."
-            ) from err
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            if isinstance(err, FrrError):
+                raise
+            raise FrrError(f"{self.directory} can't be {_USER}'s: {err.strerror}.") from err
         self._lock = lock
 
     def _check_reachable(self) -> None:
@@ -467,13 +450,7 @@ class Router:
         """Take over what an earlier akocore left, if it is that and would be started so again."""
         if (known := _read_run(self.directory, slot.name)) is None:
             return False
-        try:
-            pidfd = os.pidfd_open(known.pid)
-        except OSError:
-            return False
-        # The pid can't be given to another process between this check and a signal: we hold it.
-        if known.boot != boot_id() or start_ticks(known.pid) != known.ticks:
-            os.close(pidfd)
+        if known.boot != boot_id() or (pidfd := hold(known.pid, known.ticks)) < 0:
             return False
         age_s = uptime_s() - known.ticks / os.sysconf("SC_CLK_TCK")
         slot.log_offset = known.log_offset
@@ -525,29 +502,10 @@ class Router:
     def _spawn(self, slot: _Slot) -> int:
         if self._as is _As.OTHER_ROOT:
             (self.directory / "group").write_text("frr:x:0:root\nfrrvty:x:0:root\n")
+        environ = {key: value for key, value in os.environ.items() if key in _KEPT_ENV}
         log = self._file(slot.name, ".log")
-        with contextlib.suppress(FileNotFoundError):
-            if log.stat().st_size > _LOG_MAX_BYTES:
-                log.rename(self._file(slot.name, ".log.1"))
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        command = self._command(slot.name)
-        try:
-            slot.log_offset = os.fstat(descriptor).st_size
-            return os.posix_spawnp(
-                command[0],
-                command,
-                {key: value for key, value in os.environ.items() if key in _KEPT_ENV},
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, descriptor, 1),
-                    (os.POSIX_SPAWN_DUP2, descriptor, 2),
-                ],
-                setsid=True,  # Ctrl-C and the end of our terminal are not for it
-                setsigmask=(),
-                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE),
-            )
-        finally:
-            os.close(descriptor)
+        pid, slot.log_offset = spawn(self._command(slot.name), environ, log)
+        return pid
 
     def _watch(self, slot: _Slot, pidfd: int) -> None:
         slot.pidfd = pidfd
@@ -570,11 +528,11 @@ class Router:
             return
         if slot.ended_for:
             text, slot.ended_for = slot.ended_for, ""
-        elif line := self._last_log_line(slot):
-            text = f"{text}; {line}"
+        elif lines := last_lines(self._file(slot.name, ".log"), slot.log_offset):
+            text = f"{text}; {lines[0]}"
         if slot.name == "zebra":
             self._end_with_zebra()
-        if uptime_s() - slot.since_s >= _HEALTHY_AFTER_S:
+        if uptime_s() - slot.since_s >= HEALTHY_AFTER_S:
             slot.failures = 0
         self._failed(slot, text)
 
@@ -588,9 +546,7 @@ class Router:
 
     def _failed(self, slot: _Slot, text: str) -> None:
         slot.failures += 1
-        delay_s = 0.0
-        if slot.failures > 1:
-            delay_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(slot.failures - 2, 20))
+        delay_s = pause_s(slot.failures)
         slot.record = Daemon(
             pid=None,
             started=slot.record.started,
@@ -603,17 +559,6 @@ class Router:
             *(self._name, slot.name, text, delay_s),
         )
         self._on_change(slot.name)
-
-    def _last_log_line(self, slot: _Slot) -> str:
-        """The last line that the daemon wrote in this life."""
-        try:
-            with self._file(slot.name, ".log").open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(slot.log_offset, size - 16_384))
-                lines = file.read().decode("utf-8", "replace").splitlines()
-        except OSError:
-            return ""
-        return next((line[:500] for line in reversed(lines) if line.strip()), "")
 
     def _clear(self, name: str) -> None:
         """Remove what a daemon that is no longer leaves behind, its configuration and log apart."""
