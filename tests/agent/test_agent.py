@@ -275,14 +275,17 @@ async def test_a_standby_announces_the_worse_way_and_serves_without_a_controller
         await site.agent(number)
     await site.until_status("vs", VS, announcedBy=["se-1", "se-2"], state="up")
 
-    async def one_way() -> bool:
-        return len(await site.topology.next_hops(VIP)) == 1
+    async def standbys() -> list[int]:
+        said = {n: (await site.get("se", f"se-{n}")).get("routing", {}) for n in (1, 2)}
+        return [n for n, routing in said.items() if VIP in routing.get("standby", ())]
 
-    await site.until(one_way)
-    (hop,) = await site.topology.next_hops(VIP)
-    active = int(hop.address.rpartition(".")[2]) - 191
-    other = 3 - active
-    await site.until_says("se", f"se-{other}", "routing", f"'standby': ['{VIP}']")
+    async def one_stands_by() -> bool:
+        return len(await standbys()) == 1
+
+    await site.until(one_stands_by)
+    (other,) = await standbys()
+    active = 3 - other
+    await site.until_ways(VIP, 191 + active)
     await site.until_says("se", f"se-{other}", "routing", f"'advertised': ['{VIP}/32']")
     controller.kill()
     os.kill(site.envoy(active), signal.SIGKILL)
