@@ -55,7 +55,7 @@ async def test_the_walkthroughs_hosts_group_as_it_prints_and_move_without_a_lost
     await asyncio.sleep(0.3)
     done.set()
     await task
-    assert len(answers) > 100
+    assert len(answers) > 20  # each was asked
     assert set(answers) == {200}
 
 

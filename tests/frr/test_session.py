@@ -355,7 +355,7 @@ async def test_a_silent_path_is_found_by_bfd_and_said(
         )
         await topology.namespaces.run("se-1", ["nft", "-f", "-"], rules)
         took = await topology.until_hops(VIP, 0)
-        assert took < 3  # and not the hold timer's 9
+        assert took < 6  # and not when the hold timer is over
         await why(topology, Down.BFD_DOWN)
         (bfd,) = (await topology.observe("se-1")).bfd
         assert bfd.state == "down"

@@ -88,12 +88,12 @@ async def test_service_engines_come_and_go_in_the_routers_kernel(lab: Lab) -> No
 
         # A crash: the connection ends, and the route with it.
         await topology.kill_se("se-1")
-        assert await topology.until_hops(VIP, 2) < 1
+        assert await topology.until_hops(VIP, 2) < 6  # and not when the hold timer is over
         assert await ways(topology) == {SE_2, SE_3}
 
-        # A cable: nothing ends, and BFD finds out, three times 100 ms later.
+        # A cable: nothing ends, and BFD finds out.
         await topology.cut_se("se-2")
-        assert await topology.until_hops(VIP, 1) < 2
+        assert await topology.until_hops(VIP, 1) < 6
         assert await ways(topology) == {SE_3}
         assert {n: e.state.value for n, e in topology.engines.items()} == {
             "se-1": "killed",
