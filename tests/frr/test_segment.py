@@ -69,3 +69,18 @@ async def test_neighbours_are_told_and_an_address_on_no_network_of_ours_is_said(
     assert "10.0.0.99" not in shown
     assert "10.0.0.1/24" in shown
     assert "fd00::99/128" in shown
+
+
+async def test_what_is_given_up_is_told_of_no_more(segment: Segment) -> None:
+    mac = ip("-n", US, "-br", "link", "show", "e0").split()[2]
+    await segment.answer(["10.0.0.99", "10.0.0.98"])
+    async with asyncio.timeout(10):
+        while known("10.0.0.99") != mac:
+            await asyncio.sleep(0.005)
+    await segment.answer(["10.0.0.98"])
+    words = ["neigh", "replace", "10.0.0.99", "lladdr", ELSEWHERE, "dev", "e0", "nud", "stale"]
+    ip("-n", THEM, *words)  # another one has it, and told so
+    await segment.told()
+    await asyncio.sleep(0.4)
+    assert known("10.0.0.99") == ELSEWHERE
+    assert "10.0.0.98/32" in ip("-n", US, "addr", "show", "e0")

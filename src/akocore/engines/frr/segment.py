@@ -8,9 +8,10 @@ on to send to whoever answered before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Segment:
         self.unanswered: dict[str, str] = {}
         self._file = file
         self._namespace = namespace
-        self._telling: set[asyncio.Task[None]] = set()
+        self._telling: dict[asyncio.Task[None], dict[str, str]] = {}  # address → interface
 
     async def answer(self, addresses: Iterable[str]) -> None:
         """Answer for just these.  Raises `AddressError`.  Cost when nothing changes: one read."""
@@ -67,15 +68,14 @@ class Segment:
                     log.warning("event=vip_unanswered vip=%s why=%r", address, why)
         if not gone and not new:
             return
+        await self._hush(gone)
         self._write(ours | new)
         lines = [
             f"addr replace {host_prefix(a)} dev {interface} nodad" for a, interface in new.items()
         ]
         if lines:
             await ip(self._namespace, "-batch", "-", stdin="\n".join(lines))
-            task = asyncio.create_task(self._tell(new))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            self._begin_to_tell(new)
         for address, interface in gone.items():
             try:
                 await ip(self._namespace, "addr", "del", host_prefix(address), "dev", interface)
@@ -85,7 +85,7 @@ class Segment:
 
     async def told(self) -> None:
         """Until the neighbours have been told of what was added so far."""
-        await asyncio.gather(*self._telling)
+        await asyncio.gather(*self._telling, return_exceptions=True)
 
     async def _links(self) -> list[_Link]:
         shown = await ip(self._namespace, "-j", "addr", "show", "up")
@@ -94,6 +94,20 @@ class Segment:
         except msgspec.MsgspecError as err:
             raise AddressError(f"`ip -j addr` can't be read: {err}") from err
 
+    def _begin_to_tell(self, places: dict[str, str]) -> None:
+        task = asyncio.create_task(self._tell(places))
+        self._telling[task] = places
+        task.add_done_callback(self._telling.pop)
+
+    async def _hush(self, gone: Collection[str]) -> None:
+        """Tell of these no more: who has them now may have begun, and the last word counts."""
+        for task, places in list(self._telling.items()):
+            if any(address in places for address in gone):
+                task.cancel()
+                await asyncio.wait([task])
+                if rest := {a: i for a, i in places.items() if a not in gone}:
+                    self._begin_to_tell(rest)
+
     async def _tell(self, places: dict[str, str]) -> None:
         words = [f"{interface}={address}" for address, interface in places.items()]
         process = await asyncio.create_subprocess_exec(
@@ -101,7 +115,13 @@ class Segment:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, said = await process.communicate()
+        try:
+            _, said = await process.communicate()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
         if process.returncode:
             last = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
             log.warning("event=neighbours_not_told vips=%s why=%r", ",".join(places), last)
