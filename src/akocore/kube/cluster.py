@@ -84,7 +84,7 @@ class Cluster:
         stopping = asyncio.ensure_future(stop.wait())
         stopping.add_done_callback(lambda _: self._woken.set())
         try:
-            while True:
+            while not stop.is_set():  # also when it came while a batch was gathered
                 await self._woken.wait()
                 if stop.is_set():
                     return
