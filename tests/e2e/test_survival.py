@@ -56,7 +56,7 @@ class Load:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def answers(count: int, host: str, address: str) -> Counter[int]:
+async def ask(count: int, host: str, address: str) -> Counter[int]:
     """By status, of so many at once, each on a connection of its own."""
 
     async def answer() -> int:
@@ -82,6 +82,16 @@ class Powered(Backend):
             self.met = True
 
 
+async def serve_two(running: Running, endpoint: str) -> tuple[str, str]:
+    """Start with an application of ``endpoint`` and of that port at 127.0.0.2: host and address."""
+    items = manifests("app", 1, endpoint=endpoint)
+    items[1]["endpoints"].append({"addresses": ["127.0.0.2"]})
+    running.write("app1.json", {"kind": "List", "items": items})
+    await running.start()
+    ((host, address),) = (await running.until_up_to_date(1)).items()
+    return host, address
+
+
 @contextlib.contextmanager
 def silent(listener: socket.socket) -> Iterator[None]:
     """An endpoint answers nothing that is new, as one on a node that has lost its power.
@@ -103,11 +113,7 @@ def silent(listener: socket.socket) -> Iterator[None]:
 async def test_an_endpoint_that_is_silent_is_left_out_and_costs_no_request(
     running: Running,
 ) -> None:
-    items = manifests("app", 1, endpoint=running.endpoint)
-    items[1]["endpoints"].append({"addresses": ["127.0.0.2"]})
-    running.write("app1.json", {"kind": "List", "items": items})
-    await running.start()
-    ((host, address),) = (await running.until_up_to_date(1)).items()
+    host, address = await serve_two(running, running.endpoint)
     answers: Counter[int] = Counter()
     late = 0
     port = int(running.endpoint.rpartition(":")[2])
@@ -125,9 +131,6 @@ async def test_an_endpoint_that_is_silent_is_left_out_and_costs_no_request(
 async def test_a_connection_that_was_kept_to_an_endpoint_which_is_silent_now_is_not_used(
     running: Running,
 ) -> None:
-    items = manifests("app", 1, endpoint=running.endpoint)
-    items[1]["endpoints"].append({"addresses": ["127.0.0.2"]})
-    running.write("app1.json", {"kind": "List", "items": items})
     loop = asyncio.get_running_loop()
     kept: list[Powered] = []
 
@@ -141,16 +144,15 @@ async def test_a_connection_that_was_kept_to_an_endpoint_which_is_silent_now_is_
     port = int(running.endpoint.rpartition(":")[2])
     with socket.create_server(("127.0.0.2", port)) as listener:
         serving = asyncio.create_task(serve(listener))
-        await running.start()
-        ((host, address),) = (await running.until_up_to_date(1)).items()
-        assert await answers(50, host, address) == {200: 50}
+        host, address = await serve_two(running, running.endpoint)
+        assert await ask(50, host, address) == {200: 50}
         assert kept
         serving.cancel()
         for one in kept:
             one.on = False
         with silent(listener):
             await asyncio.sleep(5)
-            assert await answers(50, host, address) == {200: 50}
+            assert await ask(50, host, address) == {200: 50}
     assert not any(one.met for one in kept)
 
 
@@ -160,15 +162,10 @@ async def test_the_first_endpoint_that_is_back_is_asked_though_all_were_left_out
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    items = manifests("app", 1, endpoint=f"127.0.0.1:{port}")
-    items[1]["endpoints"].append({"addresses": ["127.0.0.2"]})
-    running.write("app1.json", {"kind": "List", "items": items})
-    await running.start()
-    ((host, address),) = (await running.until_up_to_date(1)).items()
-
-    assert await answers(10, host, address) == {503: 10}
+    host, address = await serve_two(running, f"127.0.0.1:{port}")
+    assert await ask(10, host, address) == {503: 10}
     server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", port)
-    assert await answers(30, host, address) == {200: 30}
+    assert await ask(30, host, address) == {200: 30}
     server.close()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from akocore.engines.processes import start_ticks
 
-__all__ = ["HEALTHY_AFTER_S", "hold", "last_lines", "pause_s", "socket_path", "spawn", "take"]
+__all__ = ["HEALTHY_AFTER_S", "check_socket_path", "hold", "last_lines", "pause_s", "spawn", "take"]
 
 HEALTHY_AFTER_S = 30.0
 """One that ran for so long is started at once when it ends; see `pause_s`."""
@@ -53,7 +53,7 @@ def take(directory: Path, what: str, error: type[Exception], mode: int = 0o700) 
     return lock
 
 
-def socket_path(path: Path, error: type[Exception]) -> None:
+def check_socket_path(path: Path, error: type[Exception]) -> None:
     """Raises ``error`` when no unix socket can have this path."""
     if (length := len(os.fsencode(path))) > _MAX_SOCKET_PATH:
         raise error(

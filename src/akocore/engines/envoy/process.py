@@ -26,10 +26,10 @@ from msgspec import Struct
 
 from akocore.engines.children import (
     HEALTHY_AFTER_S,
+    check_socket_path,
     hold,
     last_lines,
     pause_s,
-    socket_path,
     spawn,
     take,
 )
@@ -451,7 +451,7 @@ class Engines:
         alive = self._file(name, _ALIVE)
         try:
             for path in (admin_socket, alive, self._xds_socket):
-                socket_path(path, EngineError)
+                check_socket_path(path, EngineError)
         except EngineError:
             del self._slots[name]
             raise

@@ -30,10 +30,10 @@ from msgspec import Struct
 
 from akocore.engines.children import (
     HEALTHY_AFTER_S,
+    check_socket_path,
     hold,
     last_lines,
     pause_s,
-    socket_path,
     spawn,
     take,
 )
@@ -386,7 +386,7 @@ class Router:
         if self._lock >= 0:
             return
         self._as = _who()
-        socket_path(self.directory / "zserv.api", FrrError)
+        check_socket_path(self.directory / "zserv.api", FrrError)
         needed = ["unshare", "sh"] if self._as is _As.OTHER_ROOT else []
         for tool in [*needed, *(["nsenter"] if self.namespace is not None else [])]:
             if shutil.which(tool) is None:
@@ -395,10 +395,11 @@ class Router:
         try:
             self._give(self.directory)
             self._check_reachable()
-        except (FrrError, OSError) as err:
+        except FrrError:
             os.close(lock)
-            if isinstance(err, FrrError):
-                raise
+            raise
+        except OSError as err:
+            os.close(lock)
             raise FrrError(f"{self.directory} can't be {_USER}'s: {err.strerror}.") from err
         self._lock = lock
 
