@@ -95,6 +95,13 @@ class Config(_Section, frozen=True):
         dict[str, NetworkSpec],
         Meta(description="networks that exist without an object; an object of that name wins"),
     ] = msgspec.field(default_factory=lambda: {"default": _LOOPBACK})
+    watch_namespaces: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="of a cluster's objects, read those of these namespaces alone; none: all."
+            " What another namespace holds (a Service, a Secret) is not there for akocore"
+        ),
+    ] = ()
     move_grace_seconds: Annotated[
         float,
         Meta(ge=0, le=3600, description="how long an old address serves on after a move"),

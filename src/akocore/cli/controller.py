@@ -197,7 +197,7 @@ def controller(
             except ApiError as err:
                 raise EngineError(f"the certificates of xDS can't be had: {err}.") from err
             serve = Serve(
-                lambda _facts: Cluster(api),
+                lambda _facts: Cluster(api, loaded.watch_namespaces),
                 where,
                 loaded,
                 found,

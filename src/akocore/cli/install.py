@@ -37,16 +37,18 @@ def _yaml(objects: list[dict[str, Any]]) -> str:
 def chart_files() -> dict[str, str]:
     """What the Helm chart has of ours in its ``files``, by name."""
     from akocore.kube import crds as made
+    from akocore.kube.admission import admission_policy
 
     kept = {"helm.sh/resource-policy": "keep"}
     definitions = [
         one | {"metadata": one["metadata"] | {"annotations": kept}} for one in made.crds()
     ]
-    rules = (*made.rules(), *made.clean_up_rules())
-    names = ("everywhere", "atHome", "cleanUp", "cleanUpAtHome")
+    rules = (*made.divided_rules(), made.rules()[1], *made.clean_up_rules())
+    names = ("ofCluster", "ofNamespaces", "atHome", "cleanUp", "cleanUpAtHome")
     return {
         "crds.yaml": _yaml(definitions),
         "rules.yaml": _yaml([dict(zip(names, rules, strict=True))]),
+        "admission.yaml": _yaml(admission_policy("RELEASE_NAMESPACE", "ENGINES_IMAGE")),
     }
 
 

@@ -74,6 +74,11 @@ def serve(
 
     async def run() -> None:
         loaded, files = load_config(config), tls_files(engines, xds_cert, xds_key, xds_client_ca)
+        if loaded.watch_namespaces:
+            raise ConfigError(
+                "watchNamespaces is for a cluster (`akocore controller`). Take it out: of a"
+                " directory everything is read."
+            )
         found = find_envoy(envoy) if files is None else None
         async with Observation(metrics_listen) as observation:
             source, watch = of_directory(directory), observation.watch

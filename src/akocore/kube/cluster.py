@@ -12,7 +12,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from akocore.kube.api import ApiServer, resources
 from akocore.kube.gateway_objects import GATEWAY_KINDS
@@ -38,10 +38,14 @@ class Cluster:
     """The objects of a cluster.  First `first`, then `watch`, in one task.
 
     Secrets and ConfigMaps are read one by one, as `follow` names them; nothing lists them.
+
+    ``namespaces``: of objects that have one, just those in these are read, each namespace by an
+    informer of its own, so that Roles there are all that is needed; none: those of all.
     """
 
-    def __init__(self, api: ApiServer) -> None:
+    def __init__(self, api: ApiServer, namespaces: Collection[str] = ()) -> None:
         self._api = api
+        self._namespaces = sorted(set(namespaces))
         self._pending: dict[tuple[str, str], Change] = {}
         self._refusals: dict[str, tuple[Refusal, ...]] = {}
         self._woken = asyncio.Event()
@@ -59,18 +63,21 @@ class Cluster:
     @property
     def missing(self) -> list[str]:
         """The kinds that the API server doesn't have."""
-        return sorted(kind for kind, one in self.informers.items() if one.missing)
+        return sorted({one.kind for one in self.informers.values() if one.missing})
 
     @property
     def unlisted(self) -> list[str]:
-        """The kinds of which not even the first list is there."""
+        """The kinds (at namespaces) of which not even the first list is there."""
         return sorted(kind for kind, one in self.informers.items() if not one.synced.is_set())
 
     async def first(self) -> Batch:
         """Everything that is there, when every kind has been listed."""
         at = time.monotonic()
         for kind in WATCHED:
-            self._start(kind, self._informer(kind))
+            for stream, namespace in self._streams(kind):
+                informer = self._informer(kind, namespace)
+                self.informers[stream] = informer
+                self._tasks[stream] = asyncio.create_task(informer.run(), name=f"informer {stream}")
         for one in self.informers.values():
             await one.synced.wait()
         order = {kind: i for i, kind in enumerate(WATCHED)}
@@ -132,9 +139,11 @@ class Cluster:
             tally=self.tallies.setdefault(kind, Tally()),
         )
 
-    def _start(self, kind: str, informer: Informer) -> None:
-        self.informers[kind] = informer
-        self._tasks[kind] = asyncio.create_task(informer.run(), name=f"informer {kind}")
+    def _streams(self, kind: str) -> list[tuple[str, str]]:
+        """(name, namespace) of each informer of a kind: one for all namespaces, or one for each."""
+        if not self._namespaces or not resources()[kind].kind.NAMESPACED:
+            return [(kind, "")]
+        return [(f"{kind}@{namespace}", namespace) for namespace in self._namespaces]
 
     def _take(self, changes: list[Change]) -> None:
         if not changes:

@@ -281,22 +281,28 @@ def rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
     Secrets are read by name, never listed; those that it makes are in its own namespace.
     """
+    of_cluster, of_namespaces = divided_rules()
+    return [*of_cluster, *of_namespaces], _at_home()
+
+
+def divided_rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the controller may do to objects of the cluster, and in each namespace that it serves.
+
+    The first need a ClusterRole in any case; the second may be Roles in chosen namespaces
+    (``watchNamespaces``).
+    """
     read, rule = ["get", "list", "watch"], _rule
-    everywhere = [
-        rule("networking.k8s.io", ["ingresses", "ingressclasses"], read),
-        rule("networking.k8s.io", ["ingresses/status"], ["patch"]),
-        rule("networking.x-k8s.io", ["gateways", "gatewayclasses"], read),
-        rule("networking.x-k8s.io", ["gateways/status", "gatewayclasses/status"], ["patch"]),
-        rule("", ["services", "namespaces"], read),
-        rule("", ["services/status"], ["patch"]),
-        rule("", ["secrets", "configmaps"], ["get", "watch"]),
+    of_cluster = [
+        rule("networking.k8s.io", ["ingressclasses"], read),
+        rule("networking.x-k8s.io", ["gatewayclasses"], read),
+        rule("networking.x-k8s.io", ["gatewayclasses/status"], ["patch"]),
+        rule("", ["namespaces"], read),
         {
             **rule("apiextensions.k8s.io", ["customresourcedefinitions"], read),
             "resourceNames": [DEFINITION],
         },
-        rule(GATEWAY_API, _GATEWAY_API, read),
-        rule(GATEWAY_API, [f"{one}/status" for one in _GATEWAY_API], ["patch"]),
-        rule("discovery.k8s.io", ["endpointslices"], read),
+        rule(GATEWAY_API, _GATEWAY_API[:1], read),
+        rule(GATEWAY_API, [f"{_GATEWAY_API[0]}/status"], ["patch"]),
         rule("ako.vmware.com", ["aviinfrasettings"], read),
         rule("ako.vmware.com", ["aviinfrasettings/status"], ["patch"]),
         rule("akocore.io", ["networks", "serviceenginegroups"], read),
@@ -306,18 +312,35 @@ def rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             ["vsvips", "virtualservices", "serviceengines", "replicas"],
             [*read, "create", "update", "patch", "delete"],
         ),
+        # Those of objects of the cluster are in namespace default.
         rule("events.k8s.io", ["events"], ["create", "get", "patch"]),
     ]
-    at_home = [
+    of_namespaces = [
+        rule("networking.k8s.io", ["ingresses"], read),
+        rule("networking.k8s.io", ["ingresses/status"], ["patch"]),
+        rule("networking.x-k8s.io", ["gateways"], read),
+        rule("networking.x-k8s.io", ["gateways/status"], ["patch"]),
+        rule("", ["services"], read),
+        rule("", ["services/status"], ["patch"]),
+        rule("", ["secrets", "configmaps"], ["get", "watch"]),
+        rule(GATEWAY_API, _GATEWAY_API[1:], read),
+        rule(GATEWAY_API, [f"{one}/status" for one in _GATEWAY_API[1:]], ["patch"]),
+        rule("discovery.k8s.io", ["endpointslices"], read),
+    ]
+    return of_cluster, of_namespaces
+
+
+def _at_home() -> list[dict[str, Any]]:
+    rule = _rule
+    return [
         rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
-        rule("", ["configmaps"], ["get", "create", "patch"]),
+        rule("", ["configmaps"], ["get", "watch", "create", "patch"]),
         # Service Engines as pods: their workloads, and the certificates of both sides.
         rule("apps", ["statefulsets"], ["list", "create", "patch", "delete"]),
         rule("policy", ["poddisruptionbudgets"], ["create", "patch", "delete"]),
-        rule("", ["secrets"], ["create", "patch", "delete"]),
+        rule("", ["secrets"], ["get", "watch", "create", "patch", "delete"]),
         rule("", ["pods"], ["list", "delete"]),
     ]
-    return everywhere, at_home
 
 
 def access() -> list[dict[str, Any]]:

@@ -118,6 +118,11 @@ class Informer:
         self._decode = msgspec.json.Decoder(resource.kind)
         self._decode_meta = msgspec.json.Decoder(_Meta)
 
+    @property
+    def kind(self) -> str:
+        """The kind's name as in changes."""
+        return self.resource.kind.stored()
+
     async def run(self) -> None:
         """Until cancelled.  What fails is tried again: at once, then ever later."""
         shortest, longest = _BACKOFF_S

@@ -104,7 +104,8 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
             f"--controller={image.controllers}",
             *(f"--cert={certificates}/$(POD_NAME).crt", f"--key={certificates}/$(POD_NAME).key"),
             *(f"--ca={certificates}/ca.crt", "--state=/run/akocore"),
-            *(f"--metrics-listen=:{_HEALTH_PORT}", "--log-format=json"),
+            # On the pod's own address: its VIPs are the node's, and strangers ask those.
+            *(f"--metrics-listen=[$(POD_IP)]:{_HEALTH_PORT}", "--log-format=json"),
             f"--flows={pods.drain_seconds}",
         ],
         "env": [{"name": "POD_NAME", "valueFrom": field}, {"name": "POD_IP", "valueFrom": address}],

@@ -249,7 +249,7 @@ class _Reader(Collector):
             "informer_missing",
             "1: the API server doesn't have the kind.",
             label,
-            _one({kind: one.missing for kind, one in source.informers.items()}),
+            _one({one.kind: one.missing for one in source.informers.values()}),
         )
 
     def _objects(self) -> Iterator[Metric]:
