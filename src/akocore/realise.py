@@ -1,13 +1,15 @@
 """Model and place → resources, and what of them differs is published.
 
 A host is published wherever it is served and nowhere else; a cluster is there while a host needs
-it; a certificate goes to the engines that have asked for it.  Every call costs what it is given.
+it; a certificate goes to the engines that have asked for it, if something of their group has it.
+Every call costs what it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
+from functools import partial
 from time import perf_counter
 
 from msgspec import Struct, field
@@ -86,13 +88,14 @@ class Realiser:
         self._backends = Index()  # Service → its ports that somebody needs
         self._groups = Index()  # Service port → groups that have it
         self._users: Users[tuple[str, str]] = Users()  # (Service port, group) → virtual services
+        self._named: Users[tuple[str, str]] = Users()  # (Secret, group) → what there names it
         self._diffs: dict[str, _Diff] = {}
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
         self._placed_l4: list[Published] = []
         self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset, freebind=freebind)
         self.gateway = GatewayRealiser(
-            self._put, self._drop, self._use, port_offset, freebind=freebind
+            self._put, self._drop, self._use, self._name, port_offset, freebind=freebind
         )
         self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
         self.expired: set[str] = set()  # Secrets; who reads it clears it
@@ -142,6 +145,8 @@ class Realiser:
             before = {(group, vs): number for group, vs, number in placed.places}
             placed.places = tuple((*at, before.get(at, -1)) for at in sorted(places))
             self._unsettled.append(placed)
+            # A wildcard may have spoken for it there so far, or has to from now on.
+            self.push_secret(host, {g for g, _ in before} ^ {group for group, _ in places})
         self.realised += 1
         self.encode_s += perf_counter() - began
 
@@ -151,8 +156,7 @@ class Realiser:
             if (group, name) not in kept:
                 self._drop(group, SRDS, name)
         self._use(placed.backends, ())
-        if placed.model.certificate:
-            self.push_secret(host)
+        self.push_secret(host, {group for group, _, _ in placed.places})
 
     def _use(
         self, before: Collection[tuple[str, str, str]], after: Collection[tuple[str, str, str]]
@@ -166,6 +170,7 @@ class Realiser:
                 members = self.members(backend)
                 if members:
                     self._up.add(backend)
+                self._name((), self._named_by(group, backend))
                 for one in self._cluster(backend, members):
                     self._put(group, one)
             self._count_pool(vs, backend, 1)
@@ -173,12 +178,20 @@ class Realiser:
             self._count_pool(vs, backend, -1)
             if self._users.discard((backend, group), vs):
                 self._groups.discard(backend, group)
+                self._name(self._named_by(group, backend), ())
                 self._drop(group, CDS, cluster_name(backend))
                 if _service_of(backend)[2] == "UDP":
                     self._drop(group, EDS, cluster_name(backend))
                 if not self._groups.get(backend):
                     self._up.discard(backend)
                     self._backends.discard(_service_of(backend)[0], backend)
+
+    def _named_by(self, group: str, backend: str) -> tuple[tuple[str, str, str], ...]:
+        """(group, who, Secret) that a cluster there names."""
+        variant = self.gateway.variants.get(backend)
+        if variant is None or variant.tls is None or not variant.tls.certificate:
+            return ()
+        return ((group, f"~{backend}", variant.tls.certificate),)
 
     def _cluster(self, backend: str, members: list[tuple[str, int]]) -> tuple[Encoded, ...]:
         key, _, protocol = _service_of(backend)
@@ -324,24 +337,39 @@ class Realiser:
             self.certificates[key] = certificate(obj, self.now())
         return self.certificates.get(key)
 
-    def secret_for(self, sni: str) -> Encoded | None:
-        """What an engine gets when a client asks for ``sni``: exact host, wildcard, any host."""
+    def secret_for(self, group: str, sni: str) -> Encoded | None:
+        """What engines of a group get when a client asks for ``sni``; None also when it is another
+        group's: exact host, wildcard, any host, or a Secret that something there names.
+        """
         if sni.startswith(SECRET_PREFIX):
-            named = self.certificate_of(sni.removeprefix(SECRET_PREFIX))
+            key = sni.removeprefix(SECRET_PREFIX)
+            named = self.certificate_of(key) if self._named.get((key, group)) else None
             return secret(sni, named) if isinstance(named, Certificate) else None
-        host = self.host_of_sni(sni)
+        host = self.host_of_sni(group, sni)
         if host is None:
             return None
         found = self.certificate_of(self.hosts[host].model.certificate)
         return secret(sni, found) if isinstance(found, Certificate) else None
 
-    def host_of_sni(self, sni: str) -> str | None:
-        """The host that a client means by ``sni``; None when nobody has it."""
+    def host_of_sni(self, group: str, sni: str) -> str | None:
+        """The host that a client of a group means by ``sni``; None when nobody has it there."""
         name = plain_sni(sni)
         for host in (name, f"*.{name.partition('.')[2]}", ANY_HOST):
-            if host in self.hosts and host != NO_SNI:
+            placed = self.hosts.get(host) if host != NO_SNI else None
+            if placed is not None and any(at == group for at, _, _ in placed.places):
                 return host
         return None
+
+    def _name(
+        self, before: Collection[tuple[str, str, str]], after: Collection[tuple[str, str, str]]
+    ) -> None:
+        """Count who, (group, who, Secret), names which Secret outright."""
+        had, have = frozenset(before), frozenset(after)
+        for group, who, key in have - had:
+            if self._named.add((key, group), who):
+                self._push_named(key, group)  # engines that asked before were told of none
+        for group, who, key in had - have:
+            self._named.discard((key, group), who)
 
     def push_secrets(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -369,30 +397,39 @@ class Realiser:
             self.publish()
         return {ingress for key in gone for ingress in self.store.referrers("Secret", key)}
 
-    def push_secret(self, host: str) -> None:
-        """Send a host's certificate again to the engines that have asked for it."""
-        for group, catalog in self.ads.catalogs.items():
-            catalog.secret = self.secret_for
-            for engine in self.ads.engines.values():
-                if engine.group != group:
-                    continue
-                for name in engine.names_of(host):
-                    one = self.secret_for(name)
-                    if one is None:
-                        self._drop(group, SDS, name)
-                    else:
-                        self._put(group, one)
+    def push_secret(self, host: str, groups: Collection[str] | None = None) -> None:
+        """Send a host's certificate again to the engines that have asked for it.
 
-    def _push_named(self, key: str) -> None:
-        """Send a Secret again to the engines whose listeners or clusters name it."""
+        ``groups``: of these alone; None: of those where the host is.
+        """
+        if groups is None:
+            groups = {group for group, _, _ in self.hosts[host].places}
+        for engine in self.ads.engines.values() if groups else ():
+            if engine.group not in groups:
+                continue
+            self._serve_secrets(engine.group)
+            for name in engine.names_of(host):
+                one = self.secret_for(engine.group, name)
+                if one is None:
+                    self._drop(engine.group, SDS, name)
+                else:
+                    self._put(engine.group, one)
+
+    def _push_named(self, key: str, group: str = "") -> None:
+        """Send a Secret again to the engines whose listeners or clusters name it.
+
+        ``group``: to those of this one alone.
+        """
         name = secret_name(key)
-        for group, catalog in self.ads.catalogs.items():
-            catalog.secret = self.secret_for
-            for engine in self.ads.engines.values():
-                if engine.group == group and name in engine.subscribed.get(SDS, ()):
-                    one = self.secret_for(name)
-                    if one is not None:  # else the last good one serves on in chains that are left
-                        self._put(group, one)
+        for engine in self.ads.engines.values():
+            if group in ("", engine.group) and name in engine.subscribed.get(SDS, ()):
+                self._serve_secrets(engine.group)
+                one = self.secret_for(engine.group, name)
+                if one is not None:  # else the last good one serves on in chains that are left
+                    self._put(engine.group, one)
+
+    def _serve_secrets(self, group: str) -> None:
+        self.ads.catalog(group).secret = partial(self.secret_for, group)
 
     def rejected_ingresses(self) -> set[str]:
         """Keys of the Ingresses of which an engine refuses something.  Cost: all hosts."""
@@ -401,9 +438,11 @@ class Realiser:
             return set()
         out: set[str] = set()
         refused_sni: dict[str | None, list[str]] = {}
-        for type_url, name in rejected:
-            if type_url == SDS:
-                refused_sni.setdefault(self.host_of_sni(name), []).append(name)
+        for engine in self.ads.fleet.values():
+            for type_url, name in engine.rejected:
+                if type_url == SDS:
+                    host = self.host_of_sni(engine.group, name)
+                    refused_sni.setdefault(host, []).append(name)
         for host, placed in self.hosts.items():
             names = {(SRDS, name) for _, name in placed.scopes}
             names |= {(CDS, cluster_name(backend)) for _, _, backend in placed.backends}
@@ -437,7 +476,7 @@ class Realiser:
             for type_url, name in (*diff.puts, *diff.drops):
                 if type_url == LDS:
                     self.vs_touched.add(name.partition("/")[0])
-            self.ads.catalog(group).secret = self.secret_for
+            self._serve_secrets(group)
             self.ads.publish(group, diff.puts.values(), diff.drops)
         known: dict[tuple[str, str, int], tuple[str, str, int]] = {}
         for placed in self._unsettled:

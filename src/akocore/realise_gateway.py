@@ -6,7 +6,7 @@ where it may accept.  Every call costs what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from akocore.engines.envoy.bootstrap import BACKEND_PREFIX
@@ -30,7 +30,8 @@ __all__ = ["GatewayRealiser", "HostAt"]
 
 
 class GatewayRealiser:
-    """``put``, ``drop``, ``use``: of the `Realiser`; ``later(then)``: when connections are over.
+    """``put``, ``drop``, ``use``, ``name``: of the `Realiser`; ``later(then)``: when connections
+    are over.
 
     ``variants``: how backends are talked to, by the key that their cluster has in ``use``.
     """
@@ -40,6 +41,7 @@ class GatewayRealiser:
         put: Callable[[str, Encoded], None],
         drop: Callable[[str, str, str], None],
         use: Callable[[Backends, Backends], None],
+        name: Callable[[Backends, Backends], None],
         port_offset: int,
         *,
         freebind: bool = False,
@@ -49,6 +51,7 @@ class GatewayRealiser:
         self._put = put
         self._drop = drop
         self._use = use
+        self._name = name
         self._port_offset = port_offset
         self._freebind = freebind
         self._unsettled: list[tuple[VirtualService, At]] = []
@@ -170,6 +173,7 @@ class GatewayRealiser:
         self._change(
             placed, frozenset((group, service.name, key) for group, _ in wanted for key in keys)
         )
+        self._name_secrets(placed, service.name, {group for group, _ in wanted})
         for (group, _), one in wanted.items():
             self._put(group, one)
         for place, name in placed.names.items():
@@ -212,6 +216,15 @@ class GatewayRealiser:
         for (group, _), name in placed.names.items():
             self._drop(group, LDS, name)
         self._change(placed, frozenset())
+        self._name_secrets(placed, "", ())
+
+    def _name_secrets(self, placed: PlacedPort, vs: str, groups: Collection[str]) -> None:
+        """The certificates of a port are those groups' and no other's."""
+        at = f"{vs}:{placed.model.port}"
+        chains = [chain.tls for chain in placed.model.chains if chain.tls is not None]
+        secrets = frozenset((g, at, key) for g in groups for tls in chains for key in tls.secrets)
+        self._name(placed.secrets, secrets)
+        placed.secrets = secrets
 
     def _change(self, placed: PlacedPort, backends: Backends) -> None:
         """The clusters of a port; the old ones serve the connections that there are."""

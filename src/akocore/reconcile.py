@@ -554,7 +554,6 @@ class Reconciler:
         if placed is None:
             placed = self.hosts[host] = Placed(model, service.name)
             service.hosts.add(host)
-            self.realiser.push_secret(host)  # a wildcard may have spoken for it so far
         elif placed.model == model and placed.vs == service.name and placed.scopes:
             return
         else:

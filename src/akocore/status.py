@@ -79,7 +79,8 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
         (_REFUSED_FIELD.get(type_url, "spec.rules"), engine.name, found.message)
         for engine in rejecting
         for (type_url, name), found in engine.rejected.items()
-        if (type_url, name) in wanted or (type_url == SDS and at.realiser.host_of_sni(name) == host)
+        if (type_url, name) in wanted
+        or (type_url == SDS and at.realiser.host_of_sni(engine.group, name) == host)
     ]
     return list(dict.fromkeys(said))  # a wildcard's certificate is refused once a name
 

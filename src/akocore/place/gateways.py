@@ -45,6 +45,7 @@ class PlacedPort(Struct):
     sequence: dict[tuple[str, str], int] = field(default_factory=dict)
     names: dict[tuple[str, str], str] = field(default_factory=dict)  # → the resource's name
     backends: Backends = frozenset()
+    secrets: Backends = frozenset()  # (group, virtual service, Secret)
 
 
 class PlacedGateway(Struct):

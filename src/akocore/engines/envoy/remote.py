@@ -2,8 +2,8 @@
 
 An engine is who its certificate says: its node id must be the certificate's common name, a DNS
 name, or ``NAME`` in a URI that ends in ``/se/NAME``.  A URI that ends in ``/se/GROUP/NAME`` binds
-it to a group as well, whatever its other names are.  So no engine can pose as another, or ask for
-what is another group's.
+it to a group as well, whatever its other names are: no engine can pose as another, and one that
+is bound to a group is given nothing that only another group uses.
 
 Nothing but discovery, and what its agent asks, is offered here.  Who has no certificate, or one
 of another CA, gets no further than the handshake; the gRPC library writes the reason to the log.
