@@ -2,7 +2,8 @@
 
 It gives what an API server would give: objects with a namespace and a creation time, each
 one once, and the last good version of what is broken just now.  A file that is not fine
-changes nothing but its own refusals.
+changes nothing but its own refusals.  The last good version outlives a restart, but for a Secret's:
+that is in memory alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from akocore.file_events import FileEvents, walk
-from akocore.kube.objects import Batch, Change, Object
+from akocore.kube.objects import Batch, Change, Object, Secret
 from akocore.manifest_file import Reading, duplicate, read
 from akocore.model import Refusal
 
@@ -296,7 +297,7 @@ class ManifestDirectory:
             new.lines[document.id] = document.line
         if reading.partial:
             new.good = new.good | {i: o for i, o in old.good.items() if i not in new.good}
-        if bad and new.good:
+        if bad and any(not isinstance(obj, Secret) for obj in new.good.values()):
             self._memory.put(_LAST_GOOD, look.path, _to_memory(new.good))
         else:
             self._memory.drop(_LAST_GOOD, look.path)
@@ -451,9 +452,14 @@ def _line(refusal: Refusal) -> int:
 
 
 def _to_memory(good: Mapping[str, Object]) -> str:
-    """The objects as a JSON list of documents, of just the fields that akocore uses."""
+    """The objects as a JSON list of documents, of just the fields that akocore uses.
+
+    Without Secrets: what is private is never written to a file of ours.
+    """
     documents = []
     for obj in good.values():
+        if isinstance(obj, Secret):
+            continue
         version = f"{obj.GROUP}/{obj.VERSIONS[0]}" if obj.GROUP else obj.VERSIONS[0]
         head = {"apiVersion": version, "kind": obj.KIND}
         documents.append(head | msgspec.to_builtins(obj))

@@ -6,11 +6,13 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from akocore.kube.objects import Service
-from akocore.manifests import Batch
+from akocore.manifests import Batch, ManifestDirectory
+from akocore.place.state import State
 
 from .conftest import Bench, said, service
 
@@ -273,3 +275,35 @@ async def test_work_for_one_file_does_not_look_at_the_others(
         bench.write("d/7.yaml", service("s7", 81))
         assert ports(await bench.next()) == [81]
         assert set(looked) == {"d/7.yaml"}
+
+
+def test_no_secret_is_written_to_the_memory_and_a_good_one_outlives_a_restart(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "manifests"
+    root.mkdir()
+    private = "LS0tLS1QUklWQVRF"
+    secret = f"""apiVersion: v1
+kind: Secret
+metadata: {{name: tls, namespace: shop}}
+data: {{tls.crt: YQ==, tls.key: {private}}}
+"""
+    broken = service("b", "http")
+    (root / "a.yaml").write_text(secret + "---\n" + service("a") + "---\n" + broken)
+    state = State(tmp_path / "state")
+
+    def start() -> ManifestDirectory:
+        return ManifestDirectory(root, state, lambda: "2026-01-01T00:00:00Z")
+
+    directory = start()
+    assert said(directory.load()) == ["+Secret/shop/tls", "+Service/shop/a"]
+    state.commit(state.take())
+    (root / "a.yaml").write_text("a: [")
+    assert said(directory._apply(directory._look_at_all(), 0.0)) == []  # both are served on
+    state.commit(state.take())
+    for file in (tmp_path / "state").iterdir():
+        assert private.encode() not in file.read_bytes(), file.name
+    assert said(start().load()) == ["+Service/shop/a"]  # the file can't be read, so its Secret
+    (root / "a.yaml").write_text(secret + "---\n" + broken)
+    assert said(start().load()) == ["+Secret/shop/tls"]
+    state.close()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
 from akocore.place.state import State, StateError
@@ -285,3 +287,68 @@ def test_a_kill_in_the_midst_leaves_whole_batches(tmp_path: Path) -> None:
         assert len(facts) == 50
         assert len(set(facts.values())) == 1, "half of a batch was kept"
         assert int(facts["0"]) >= said, "a batch that was durable is lost"
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_file_and_its_directory_are_the_owners_alone_also_when_they_were_there_before(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0o022)
+    try:
+        old = tmp_path / "old"
+        old.mkdir(mode=0o755)
+        with sqlite3.connect(old / "placement.db") as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("CREATE TABLE fact (room TEXT, key TEXT, value TEXT NOT NULL)")
+        assert _mode(old / "placement.db") == _mode(old / "placement.db-wal") == 0o644
+        for directory in (old, tmp_path / "new"):
+            state = State(directory)
+            state.put("a", "one", "1")
+            state.commit(state.take())
+            assert _mode(directory) == 0o700
+            found = {file.name: _mode(file) for file in directory.iterdir()}
+            assert found == dict.fromkeys(
+                ("placement.db", "placement.db-wal", "placement.db-shm"), 0o600
+            )
+            state.close()
+        db.close()
+    finally:
+        os.umask(before)
+
+
+def test_a_directory_that_others_use_too_stays_open_to_them(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    (tmp_path / "shared" / "somebody's").touch()
+    State(tmp_path / "shared").close()
+    assert _mode(tmp_path / "shared") == 0o755
+    assert _mode(tmp_path / "shared" / "placement.db") == 0o600
+
+
+def test_what_an_older_release_has_written_of_secrets_is_wiped(tmp_path: Path) -> None:
+    secret = {"kind": "Secret", "data": {"tls.key": "UFJJVkFURQ" * 300}}
+    service = {"kind": "Service", "metadata": {"name": "web"}}
+    state = State(tmp_path)
+    for path in ("gone.yaml", "kept.yaml", "only.yaml"):
+        documents = [secret] if path == "only.yaml" else [secret, service]
+        state.put("last-good", path, orjson.dumps(documents).decode())
+    state.put("last-good", "odd.yaml", '[{"kind": "Secret", "data": {"tls.key": "UFJJVkFURQ')
+    state.put("vip", "net/vs", "10.0.0.1")
+    state.commit(state.take())
+    state._db.execute("PRAGMA secure_delete=OFF")  # as it was then
+    state.drop("last-good", "gone.yaml")
+    state.commit(state.take())
+    state._db.execute("PRAGMA user_version=0")
+    state.close()
+    assert b"UFJJVkFURQ" in (tmp_path / "placement.db").read_bytes()
+    state = State(tmp_path)
+    for file in tmp_path.iterdir():
+        assert b"UFJJVkFURQ" not in file.read_bytes(), file.name
+    kept = dict(state.room("last-good"))
+    assert orjson.loads(kept.pop("kept.yaml")) == [service]
+    assert kept == {"only.yaml": "[]", "odd.yaml": "[]"}
+    assert state.room("vip") == {"net/vs": "10.0.0.1"}
+    state.close()

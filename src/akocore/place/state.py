@@ -3,20 +3,30 @@
 Facts are strings by room and key.  Reads come from memory; writes are collected and go to
 disk in one transaction (write-ahead log, ``synchronous=FULL``: an fsync a commit), so a
 crash leaves either all of a batch or nothing of it.
+
+The file is its owner's alone, and nothing secret is put there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+import orjson
 
 from akocore.kube.objects import Change
 
 __all__ = ["Facts", "SharedFacts", "State", "StateError"]
+
+
+log = logging.getLogger(__name__)
 
 
 class Facts(Protocol):
@@ -78,6 +88,38 @@ def _text(stored: bytes) -> str:
     return stored.decode("utf-8", "surrogatepass")
 
 
+_NAME: Final = "placement.db"
+_CLEAN: Final = 1  # ``user_version`` of a file that never had anything of a Secret
+_OURS: Final = ("engines", "xds.sock", _NAME)  # what a state directory of ours begins with
+
+
+def _close_to_others(directory: Path) -> None:
+    """Nobody else is to look into a directory that is akocore's alone, whoever made it."""
+    found = directory.stat()
+    if found.st_uid != os.geteuid() or not stat.S_IMODE(found.st_mode) & 0o077:
+        return
+    others = [one.name for one in directory.iterdir() if not one.name.startswith(_OURS)]
+    if others or found.st_mode & stat.S_ISVTX:
+        log.warning(
+            "event=state_directory_shared directory=%s mode=%o",
+            *(directory, stat.S_IMODE(found.st_mode)),
+        )
+    else:
+        directory.chmod(0o700)
+
+
+def _without_secrets(text: str) -> str:
+    """A list of documents without Secrets; nothing of what is no such list."""
+    try:
+        documents = orjson.loads(text)
+        if all(one["kind"] != "Secret" for one in documents):
+            return text
+        rest = [one for one in documents if one["kind"] != "Secret"]
+    except (ValueError, TypeError, KeyError):
+        return "[]"
+    return orjson.dumps(rest).decode()
+
+
 class StateError(Exception):
     """The state directory can't be used; the text says why and what to do."""
 
@@ -86,14 +128,20 @@ class State:
     """Facts of one akocore.  `put` and `drop` are cheap; `commit` writes what has gathered."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / "placement.db"
+        self._file = directory / _NAME
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, str], str | None] = {}
         self._rooms: dict[str, dict[str, str]] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _close_to_others(directory)
+            os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY, 0o600))
+            for file in directory.glob(f"{_NAME}*"):  # the log has the rights of the database
+                file.chmod(0o600)
             self._db = sqlite3.connect(self._file, check_same_thread=False, isolation_level=None)
             self._db.text_factory = _text
+            self._db.execute("PRAGMA secure_delete=ON")
+            self._db.execute("PRAGMA temp_store=MEMORY")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(
@@ -102,11 +150,27 @@ class State:
             )
             for room, key, value in self._db.execute("SELECT room, key, value FROM fact"):
                 self._rooms.setdefault(room, {})[key] = value
+            if self._db.execute("PRAGMA user_version").fetchone()[0] < _CLEAN:
+                self._clean()
         except (OSError, sqlite3.Error, UnicodeError) as err:
             raise StateError(
                 f"state directory {directory} can't be used: {err}."
                 " Make it writable or choose another with --state."
             ) from err
+
+    def _clean(self) -> None:
+        """Take out what older releases have written of Secrets, also where it is deleted."""
+        kept = self._rooms.get("last-good", {})
+        for path, text in list(kept.items()):
+            if (rest := _without_secrets(text)) != text:
+                self.put("last-good", path, rest)
+        try:
+            self.commit(self.take())
+            self._db.execute("VACUUM")
+            self._db.execute(f"PRAGMA user_version={_CLEAN}")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (StateError, sqlite3.Error) as err:
+            log.warning("event=state_not_cleaned file=%s why=%r", self._file, str(err))
 
     def room(self, name: str) -> Mapping[str, str]:
         """The facts of one room as they are now; a live view."""
