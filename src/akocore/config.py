@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from akocore.kube.objects import AddressRange, NetworkSpec, ServiceEngineGroupSpec
 
-__all__ = ["Config", "ConfigError", "Defaults", "ShardSize", "load_config"]
+__all__ = ["Config", "ConfigError", "Defaults", "Limits", "ShardSize", "load_config"]
 
 
 class ConfigError(Exception):
@@ -73,6 +73,20 @@ class L4Config(_Section, frozen=True):
     ] = True
 
 
+class Limits(_Section, frozen=True):
+    """What one object, host or client may cost; what is beyond is left out and told."""
+
+    server_names: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="names that an engine keeps a certificate for though they are no host's"
+            " own: under a wildcard, or spelt otherwise",
+        ),
+    ] = 1000
+
+
 _LOOPBACK = NetworkSpec(
     subnet="127.10.15.0/24", vip_ranges=(AddressRange(begin="127.10.15.161", end="127.10.15.254"),)
 )
@@ -87,6 +101,7 @@ class Config(_Section, frozen=True):
     defaults: Defaults = Defaults()
     ingress_class: IngressClassConfig = IngressClassConfig()
     l4: L4Config = L4Config()
+    limits: Limits = Limits()
     service_engine_groups: Annotated[
         dict[str, ServiceEngineGroupSpec],
         Meta(description="groups that exist without an object; an object of that name wins"),

@@ -371,6 +371,10 @@ class Realiser:
         for group, who, key in had - have:
             self._named.discard((key, group), who)
 
+    def own_name(self, sni: str) -> bool:
+        """Whether ``sni`` is a host to the letter, or a Secret: of these there are so many."""
+        return sni in self.hosts or sni == NO_SNI or sni.startswith(SECRET_PREFIX)
+
     def push_secrets(self, keys: Iterable[str]) -> None:
         for key in keys:
             if self.uses_secret(key):
@@ -430,6 +434,7 @@ class Realiser:
 
     def _serve_secrets(self, group: str) -> None:
         self.ads.catalog(group).secret = partial(self.secret_for, group)
+        self.ads.catalog(group).own_name = self.own_name
 
     def rejected_ingresses(self) -> set[str]:
         """Keys of the Ingresses of which an engine refuses something.  Cost: all hosts."""

@@ -90,6 +90,7 @@ class Serve:
         socket = state_dir / "xds.sock"
         asks = self._scopes_of if external is None else None
         self.ads = AdsServer(socket, self._progress, asks)
+        self.ads.names_limit = config.limits.server_names
         self.engines = engines(
             state_dir / "engines",
             envoy or Envoy(Path("envoy"), ""),

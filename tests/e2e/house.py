@@ -116,8 +116,11 @@ class House:
 
 
 @asynccontextmanager
-async def house_over(scratch: Path) -> AsyncIterator[House]:
-    """A house over the empty directory ``scratch/d``, and one backend for all of its apps."""
+async def house_over(scratch: Path, more: str = "") -> AsyncIterator[House]:
+    """A house over the empty directory ``scratch/d``, and one backend for all of its apps.
+
+    ``more``: of its configuration.
+    """
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -134,7 +137,7 @@ async def house_over(scratch: Path) -> AsyncIterator[House]:
         directory = scratch / "d"
         directory.mkdir()
         config = scratch / "config.yaml"
-        config.write_text("moveGraceSeconds: 1\n")
+        config.write_text(f"moveGraceSeconds: 1\n{more}")
         offset = 9000
         serve = Serve(
             of_directory(directory), Path(short) / "s", load_config(config), find_envoy(), offset

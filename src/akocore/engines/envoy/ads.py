@@ -37,6 +37,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from msgspec import Struct, field
 
 from akocore._fast.diff import diff_fingerprints
+from akocore.engines.envoy.learnt_names import LearntNames
 from akocore.engines.envoy.resources import (
     CDS,
     COLLECTIONS,
@@ -89,6 +90,7 @@ class Catalog:
         self.scopes: dict[str, dict[str, Encoded]] = {}  # collection → name → scope
         self.dropped: dict[str, str] = {}  # scope → its collection, of those dropped lately
         self.secret: Callable[[str], Encoded | None] = lambda _name: None
+        self.own_name: Callable[[str], bool] = lambda _name: False  # a host's, as it spells it
         self.sequence = 0
 
     def put(self, one: Encoded) -> bool:
@@ -133,6 +135,7 @@ class Engine(Struct):
     queue: asyncio.Queue[_Response | None] = field(default_factory=asyncio.Queue)
     subscribed: dict[str, set[str]] = field(default_factory=dict)
     spellings: dict[str, set[str]] = field(default_factory=dict)  # host → SNIs asked for
+    learnt: LearntNames = field(default_factory=LearntNames)
     nonce: int = 0
     outstanding: dict[str, _Sent] = field(default_factory=dict)
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
@@ -229,6 +232,7 @@ class AdsServer:
         self.elsewhere: dict[str, Elsewhere] = {}
         self.lost: dict[str, str] = {}
         self.limit: Callable[[str], int] | None = None
+        self.names_limit = 1000  # that an engine keeps and are no host's own
         self.nacks = 0
         self.on_publish: Callable[[str, int, float, bool], None] = lambda *_: None
         self._on_progress = on_progress
@@ -507,6 +511,7 @@ class AdsServer:
         known = engine.subscribed.get(type_url)
         asked = set(request.resource_names_subscribe)
         if type_url == SDS:
+            engine.learnt.forget(request.resource_names_unsubscribe)
             for name in request.resource_names_unsubscribe:
                 spelt = engine.spellings.get(plain_sni(name), set())
                 spelt.discard(name)
@@ -537,6 +542,7 @@ class AdsServer:
             ]
             unknown = [name for name, one in found.items() if one is None]
             self._send(engine, SDS, puts, unknown, sequence)
+            self._bound_names(engine, (name for name, one in found.items() if one is not None))
             return
         if type_url == SRDS:
             wanted: dict[str, Encoded] = {}
@@ -573,6 +579,19 @@ class AdsServer:
             chunk = len(wanted) or 1 if type_url == SRDS else _CHUNK
             puts = list(wanted.values())
             self._send(engine, type_url, puts, gone, sequence, always=True, chunk=chunk)
+
+    def _bound_names(self, engine: Engine, names: Iterable[str]) -> None:
+        """Have an engine forget the first names that it learnt, when there are too many.
+
+        They go after all that it was sent before: no handshake waits for one of them any more.
+        """
+        own = self.catalog(engine.group).own_name
+        self._send(
+            engine, SDS, (), engine.learnt.learn(names, own, self.names_limit), engine.reached
+        )
+        refused = [at for at in engine.rejected if at[0] == SDS and not own(at[1])]
+        for at in refused[: max(len(refused) - self.names_limit, 0)]:
+            del engine.rejected[at]
 
     async def _clear(
         self, engine: Engine, scopes_of: Callable[[str], Awaitable[Collection[str] | None]]

@@ -58,6 +58,7 @@ from akocore.engines.envoy.resources import (
     FALLBACK,
     FALLBACK_OFF,
     LDS,
+    LONGEST_AUTHORITY,
     SRDS,
     Encoded,
     connection_manager,
@@ -178,6 +179,7 @@ function envoy_on_request(handle)
   if info:routeName() ~= "" then return end
   local headers = handle:headers()
   local asked = headers:get(":authority") or ""
+  if #asked > {longest} then return end
   local rest = asked:lower():gsub(":%d+$", ""):gsub("%.$", "")
   headers:replace(":authority", "{nobody}")
   handle:clearRouteCache()
@@ -218,6 +220,7 @@ def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
     for source in (_FIND, _TAKE):
         lua = lua_pb2.Lua()
         text = source.replace("{nobody}", _NOBODY).replace("{fallback}", FALLBACK)
+        text = text.replace("{longest}", str(LONGEST_AUTHORITY))
         lua.default_source_code.inline_string = text
         lua.clear_route_cache.value = False
         out.append(_filter(FALLBACK, packed(lua)))

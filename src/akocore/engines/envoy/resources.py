@@ -52,6 +52,7 @@ __all__ = [
     "FALLBACK",
     "FALLBACK_OFF",
     "LDS",
+    "LONGEST_AUTHORITY",
     "SDS",
     "SRDS",
     "Encoded",
@@ -418,6 +419,9 @@ def floor_scope(vs: str, port: int) -> Encoded:
 
 # ── listeners: VIP and port ─────────────────────────────────────────────────────────────────
 
+LONGEST_AUTHORITY: Final = 253 + len(".:65535")
+"""No host is longer: a longer one is nobody's, and not looked for."""
+
 # ``metadata()`` makes Envoy choose the route again, with the scope of the host as it is then;
 # it does so once in each filter, hence three.  The host itself goes on unchanged.
 _TRY = """
@@ -425,6 +429,7 @@ function envoy_on_request(handle)
   if handle:streamInfo():routeName() ~= "" then return end
   local headers = handle:headers()
   local asked = headers:get(":authority") or ""
+  if #asked > {longest} then return end
   local host = asked:lower():gsub(":%d+$", ""):gsub("%.$", "")
   local key = {key}
   if key == nil or key == asked then return end
@@ -440,7 +445,8 @@ _KEYS = ("host", 'host:find(".", 1, true) and "*" .. host:sub((host:find(".", 1,
 def _try(key: str) -> hcm_pb2.HttpFilter:
     out = hcm_pb2.HttpFilter(name=FALLBACK)
     lua = lua_pb2.Lua()
-    lua.default_source_code.inline_string = _TRY.replace("{key}", key)
+    text = _TRY.replace("{key}", key).replace("{longest}", str(LONGEST_AUTHORITY))
+    lua.default_source_code.inline_string = text
     lua.clear_route_cache.value = False
     out.typed_config.Pack(lua)
     return out
