@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,15 @@ from msgspec import Meta, Struct
 
 from akocore.kube.objects import AddressRange, NetworkSpec, ServiceEngineGroupSpec
 
-__all__ = ["Config", "ConfigError", "Defaults", "Limits", "ShardSize", "load_config"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Defaults",
+    "EndpointsConfig",
+    "Limits",
+    "ShardSize",
+    "load_config",
+]
 
 
 class ConfigError(Exception):
@@ -87,6 +96,33 @@ class Limits(_Section, frozen=True):
     ] = 1000
 
 
+class EndpointsConfig(_Section, frozen=True):
+    """Which addresses of EndpointSlices may be endpoints.
+
+    VIPs, addresses of Service Engines, link-local, multicast and the like never are by themselves.
+    """
+
+    deny: Annotated[
+        tuple[str, ...],
+        Meta(description="CIDRs in which nothing is an endpoint: nodes, metadata services"),
+    ] = ()
+    allow: Annotated[
+        tuple[str, ...],
+        Meta(description="CIDRs that may be endpoints all the same; VIPs never may"),
+    ] = ()
+    allow_loopback: Annotated[
+        bool | None,
+        Meta(description="null: where a directory is served by Service Engines of this machine"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        for text in (*self.deny, *self.allow):
+            try:
+                ip_network(text)
+            except ValueError as err:
+                raise ValueError(f"{err} - Write it as 10.10.16.0/24") from err
+
+
 _LOOPBACK = NetworkSpec(
     subnet="127.10.15.0/24", vip_ranges=(AddressRange(begin="127.10.15.161", end="127.10.15.254"),)
 )
@@ -102,6 +138,7 @@ class Config(_Section, frozen=True):
     ingress_class: IngressClassConfig = IngressClassConfig()
     l4: L4Config = L4Config()
     limits: Limits = Limits()
+    endpoints: EndpointsConfig = EndpointsConfig()
     service_engine_groups: Annotated[
         dict[str, ServiceEngineGroupSpec],
         Meta(description="groups that exist without an object; an object of that name wins"),

@@ -829,6 +829,17 @@ class GatewayApi:
             self.touched.add((GATEWAY, key))
             self.touched.update(("ListenerSet", one) for one in self.gateways[key].sets)
 
+    def touch_service(self, key: str) -> None:
+        """The routes that lead to a Service may say something else now."""
+        for one in self._refers.get(f"Service/{key}", ()):
+            if one[0] in _ROUTES:
+                self.touched.add(one)
+
+    def services_of(self, route: RouteId) -> list[str]:
+        """Keys of the Services that a route names."""
+        refs = self._refers_of.get(route, ())
+        return sorted(one.removeprefix("Service/") for one in refs if one.startswith("Service/"))
+
     def class_refusals(self, cls: GatewayApiClass) -> tuple[Refusal, ...]:
         """What is wrong with a class of ours; () also of another's."""
         if cls.spec.controller_name != CONTROLLER:

@@ -472,6 +472,15 @@ class L4:
         if members or front.kind != "Gateway":
             self.touched.update(("Service", key) for key in self.services_of(front))
 
+    def touch_service(self, key: str) -> None:
+        """A Service, and the Gateways that it is behind, may say something else now."""
+        seen = self.services.get(key)
+        if seen is not None:
+            self.touched.add(("Service", key))
+            for front in seen.fronts:
+                if front.kind == "Gateway":
+                    self.touched.add(("Gateway", front.key))
+
     def touch_listener(self, vs: str, at: At) -> None:
         """The objects of one listener may say something else now."""
         front = self._owners.get(vs)

@@ -14,6 +14,7 @@ from time import perf_counter
 
 from msgspec import Struct, field
 
+from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
 from akocore.engines.envoy.gateway import gateway_cluster, secret_name
 from akocore.engines.envoy.gateway_cluster import SECRET_PREFIX
@@ -66,6 +67,7 @@ class Realiser:
     def __init__(
         self,
         store: Store,
+        endpoints: Endpoints,
         placement: Placement,
         ads: AdsServer,
         now: Callable[[], datetime],
@@ -80,6 +82,7 @@ class Realiser:
         self.realised = 0
         self.encode_s = 0.0
         self.store = store
+        self.left_out = endpoints
         self.placement = placement
         self.ads = ads
         self.now = now
@@ -219,7 +222,7 @@ class Realiser:
         """(address, port) of what serves a Service port, sorted.
 
         Ready endpoints; when there are none, those that still serve while they terminate
-        (as kube-proxy does: KEP-1669).
+        (as kube-proxy does: KEP-1669).  Those that are left out never.
         """
         key, number, protocol = _service_of(backend)
         service = self.store.service(key)
@@ -248,8 +251,9 @@ class Realiser:
             )
             if at is None:
                 continue
+            left_out = self.left_out.of_slice(slice_.metadata.key)
             for endpoint in slice_.endpoints or ():
-                if not endpoint.addresses:
+                if not endpoint.addresses or endpoint.addresses[0] in left_out:
                     continue
                 conditions = endpoint.conditions
                 if conditions.ready is not False and not conditions.terminating:

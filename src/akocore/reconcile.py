@@ -11,7 +11,7 @@ happened and answers by publishing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import cast
@@ -19,6 +19,7 @@ from typing import cast
 from msgspec import Struct, field
 
 from akocore.config import Config
+from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
 from akocore.gateway_api import GatewayApi
 from akocore.infrastructure import Infrastructure
@@ -89,7 +90,7 @@ class Reconciler:
     ``on_close(then)``: call ``then`` when the engines have drained what was just closed.
     ``shared``: ``state``, where other replicas write it too.  ``speaks_bgp``: the Service Engines
     have routers, so each virtual service has its own number of them.  ``freebind``: they listen
-    at addresses that they may have only later.
+    at addresses that they may have only later.  ``loopback``, ``namespace``: as of `Endpoints`.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class Reconciler:
         port_offset: int = 0,
         speaks_bgp: bool = False,
         freebind: bool = False,
+        loopback: bool = False,
+        namespace: str = "",
     ) -> None:
         self.config = config
         self.state = state
@@ -119,8 +122,12 @@ class Reconciler:
         )
         self.scale = Scale(state, self.infrastructure, remembers=shared is None)
         self.scale.asked = self._asked
+        self.endpoints = Endpoints(
+            self.store, config.endpoints, loopback=loopback, namespace=namespace
+        )
         self.realiser = Realiser(
-            self.store, self.placement, ads, now, port_offset, freebind=freebind
+            *(self.store, self.endpoints, self.placement, ads, now, port_offset),
+            freebind=freebind,
         )
         self.realiser.l4.later = self._when_drained
         self.l4 = L4(
@@ -154,6 +161,7 @@ class Reconciler:
         echoes: set[str] = set()
         settings: set[str] = set()
         vips: list[str] = []
+        slices: list[tuple[str, EndpointSlice | None, EndpointSlice | None]] = []
         infra = classes = False
         for change in self._with_own_class(changes):
             key, kind = change.key, change.kind
@@ -179,8 +187,11 @@ class Reconciler:
                     services.add(key)
                     touched.update(self.store.referrers(kind, key))
                 case "EndpointSlice":
-                    for slice_ in (cast("EndpointSlice | None", old), change.obj):
-                        if isinstance(slice_, EndpointSlice) and slice_.service:
+                    before = cast("EndpointSlice | None", old)
+                    after = cast("EndpointSlice | None", change.obj)
+                    slices.append((key, before, after))
+                    for slice_ in (before, after):
+                        if slice_ is not None and slice_.service:
                             services.add(slice_.service)
                 case "Secret":
                     infra = infra or key in self.infrastructure.password_secrets
@@ -206,7 +217,7 @@ class Reconciler:
         if classes:
             self._default_class = default_class(self.store)
         given = self._hear(vips)
-        if infra or not self.infrastructure.infras:
+        if infra := infra or not self.infrastructure.infras:
             settings.update(self.infrastructure.update())
             self.l4.take_settings(settings)
             self.gateway_api.take_settings(settings)
@@ -220,6 +231,11 @@ class Reconciler:
             hosts.update(self.store.hosts_of(key))
         for key in secrets:
             self.realiser.take_certificate(key)
+        left_out = self.endpoints.know_vips(*self._vips()) if infra else set()
+        for one in slices:
+            left_out |= self.endpoints.take(*one)
+        services |= left_out
+        echoes |= self._touch_users(left_out)
         self.realiser.endpoints(
             services
         )  # of clusters that are there; those to come are made with them
@@ -227,6 +243,42 @@ class Reconciler:
         self.realiser.push_secrets(secrets)
         self.realiser.publish()
         return touched | echoes
+
+    def _vips(self) -> tuple[dict[str, NetworkSpec], frozenset[str]]:
+        """Where VIPs are, and may be.  Cost: all virtual services."""
+        pools = list(self.placement.pools.values())
+        homes = {h.address for one in self.placement.services.values() for h in one.homes}
+        others = {one for one in homes if not any(pool.contains(one) for pool in pools)}
+        return self.infrastructure.networks, frozenset(others)
+
+    def _touch_users(self, services: Iterable[str]) -> set[str]:
+        """Other endpoints of these are left out: who leads to them says so; the Ingresses."""
+        ingresses: set[str] = set()
+        for key in services:
+            ingresses.update(self.store.referrers("Service", key))
+            self.l4.touch_service(key)
+            self.gateway_api.touch_service(key)
+        return ingresses
+
+    def know_engines(self, addresses: Mapping[str, str]) -> set[str]:
+        """Service Engines are at these addresses; Ingresses that have other endpoints by that."""
+        return self._leave_out(self.endpoints.know_engines(addresses))
+
+    def know_ports(self, ports: Collection[int], here: Collection[str]) -> set[str]:
+        """As of `Endpoints`; Ingresses that have other endpoints by that."""
+        return self._leave_out(self.endpoints.know_ports(ports, here))
+
+    def forget_strays(self) -> set[str]:
+        """Old VIPs outside of every Network that are served no more; Ingresses as above."""
+        if not self.endpoints.table.known.strays:
+            return set()
+        return self._leave_out(self.endpoints.know_vips(*self._vips()))
+
+    def _leave_out(self, services: set[str]) -> set[str]:
+        if services:
+            self.realiser.endpoints(services)
+            self.realiser.publish()
+        return self._touch_users(services)
 
     def _hear(self, addresses: Iterable[str]) -> list[str]:
         """What all replicas can see of addresses; the virtual services that must look again.

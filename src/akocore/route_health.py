@@ -219,6 +219,14 @@ class RouteHealth:
                 )
                 self._events.say(f"ServiceEngine/{name}", "Warning", "AddressOutsideSeRanges", note)
 
+    def addresses(self) -> dict[str, frozenset[str]]:
+        """Where each Service Engine is, and asks backends from."""
+        engines = self._engines
+        out = {n: frozenset({r.address, r.snat} - {""}) for n, r in engines.elsewhere.items()}
+        for name in engines.running:
+            out[name] = frozenset({engines.address(name), engines.snat(name)} - {""})
+        return out
+
     def heard(self, name: str, found: Observed | None) -> None:
         """What a router does now, from whom sees it."""
         self._take(name, found)
@@ -406,6 +414,7 @@ class RouteHealth:
             name=name,
             group=process.group,
             address=self._engines.address(name),
+            snat=self._engines.snat(name),
             usable=_lives(process),
             hands_over=self._engines.hands_over(name),
             weight=self._weight(name),

@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -17,6 +17,7 @@ from typing import cast
 from akocore import status, status_gateway, status_l4
 from akocore.config import Config
 from akocore.control import Control
+from akocore.engines.addresses import own_addresses
 from akocore.engines.agent.messages import CANT_HAND_OVER
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
 from akocore.engines.envoy.ports import may_listen, preflight
@@ -62,7 +63,8 @@ class Serve:
     ``watch`` follows each batch to its acknowledgement.  ``external``: made with this and what to
     call on progress of a group, when Service Engines are not to be run here; ``envoy`` is not
     needed then.  ``engines``: made as `Engines` is; where they have routers, these announce what is
-    served.  ``workloads``: made with this, who runs external ones.
+    served.  ``workloads``: made with this, who runs external ones.  ``listens``: where else akocore
+    itself is, as HOST:PORT; ``namespace``: the controllers' own.
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class Serve:
         external: Callable[[Serve, Callable[[str], None]], External] | None = None,
         engines: Callable[..., Engines] = Engines,
         workloads: Callable[[Serve], Workloads] | None = None,
+        listens: Sequence[str] = (),
+        namespace: str = "",
     ) -> None:
         self.config = config
         self.port_offset = port_offset
@@ -110,7 +114,13 @@ class Serve:
             port_offset=port_offset,
             speaks_bgp=self.engines.speaks_bgp or external is not None,
             freebind=external is not None,
+            # Of a directory for engines of this machine its author has the machine itself.
+            loopback=shared is None and external is None and not self.engines.speaks_bgp,
+            namespace=namespace,
         )
+        ports = {int(port) for at in listens if (port := at.rpartition(":")[2]).isdigit()}
+        self.reconciler.know_ports(ports, own_addresses())
+        self._engines_at: dict[str, frozenset[str]] = {}  # Service Engine → its addresses
         self.pending = Pending(self.reconciler, self._touch)
         self.watch = Watch() if watch is None else watch
         self.watch.wanted = self.reconciler.placement.homes_of.__contains__
@@ -300,6 +310,7 @@ class Serve:
     def _placed(self) -> None:
         """Follow up what the reconciler has placed: engines, status, mirrors."""
         self._engines_due.set()
+        self._say(self.reconciler.forget_strays())
         self.pending.take()
         self._touch_mirrors()
 
@@ -499,6 +510,7 @@ class Serve:
             self.sink.touch("ServiceEngine", name)
         if self.routes is not None:
             self.routes.engine_changed(name)
+            self._know_engines()
         process = self.engines.running.get(name)
         if process is None:
             return
@@ -529,8 +541,22 @@ class Serve:
                 said = f"{problem[:1].upper()}{problem[1:]}"
                 self.events.say(f"ServiceEngine/{name}", "Warning", "FlowsNotHandedOver", said)
         if now != before:
+            self._know_engines()
             self.external.routed()
             self._touch_routed({name}, self.routes.concerned(before, now))
+
+    def _know_engines(self) -> None:
+        """Nothing is an endpoint where a Service Engine is.  Cost: all of these."""
+        routes = self.routes
+        if routes is None:
+            return
+        known = self.engine_names
+        before, now = self._engines_at, routes.addresses()
+        self._engines_at = {n: at for n, at in (before | now).items() if n in known}
+        if self._engines_at != before:
+            found = {a: f"Service Engine {n}" for n, at in self._engines_at.items() for a in at}
+            self._say(self.reconciler.know_engines(found))
+            self._say_l4()
 
     def _touch_routed(self, engines: Iterable[str], services: Iterable[str]) -> None:
         """The routers of these Service Engines do something else, with these virtual services."""
@@ -544,6 +570,7 @@ class Serve:
     def _agents_elsewhere(self) -> None:
         """What other replicas say of their agents has changed."""
         assert self.routes is not None
+        self._know_engines()
         self._touch_routed(*self.routes.elsewhere_changed())
 
     @property
@@ -558,6 +585,7 @@ class Serve:
 
     def engine_forgotten(self, name: str) -> None:
         """A Service Engine that was no process of ours went long ago."""
+        self._know_engines()
         if self.sink is not None:
             self.sink.touch("ServiceEngine", name)
 

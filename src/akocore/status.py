@@ -12,6 +12,8 @@ from akocore.model import Refusal
 from akocore.place.virtual_services import Home, Placed, VirtualService
 from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
+from akocore.translate.endpoints import not_allowed
+from akocore.translate.ingress import IngressView
 from akocore.translate.tls import CertificateProblem
 
 if TYPE_CHECKING:
@@ -164,6 +166,8 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
             )
         for field, engine, words in _engine_refusals(at, host, placed):
             no(field, "EngineRejected", f"{engine}: {words}")
+    if at.endpoints:
+        out += _left_out(at, key, seen)
     for secret, field in seen.tls.values():
         found = at.realiser.certificate_of(secret)
         if found is None:
@@ -171,6 +175,22 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
         elif isinstance(found, CertificateProblem):
             no(field, found.reason, f"Secret {secret}, {found.field}: {found.remedy}")
     return out
+
+
+def _left_out(at: Reconciler, key: str, seen: IngressView) -> list[Refusal]:
+    """What endpoints of its Services are none.  Cost: its paths."""
+    namespace = key.partition("/")[0]
+    paths = [path for of_host in seen.hosts.values() for path in of_host]
+    if seen.default is not None:
+        paths.append(seen.default)
+    fields: dict[str, str] = {}
+    for path in paths:
+        fields.setdefault(f"{namespace}/{path.service}", f"{path.field}.backend.service")
+    return [
+        not_allowed(f"Ingress/{key}", field, service, found)
+        for service, field in fields.items()
+        if (found := at.endpoints.of_service(service))
+    ]
 
 
 def _claimed_by_another(at: Reconciler, host: str, key: str) -> bool:

@@ -29,6 +29,7 @@ from akocore.place.virtual_services import VirtualService
 from akocore.reconcile import Reconciler
 from akocore.status import condition, virtual_service
 from akocore.translate.classes import CONTROLLER
+from akocore.translate.endpoints import not_allowed
 from akocore.translate.gateway_api.attachment import Attached, parent_of
 from akocore.translate.gateway_api.classes import BUNDLE_VERSION, FEATURES, SERVED_RELEASES
 from akocore.translate.gateway_api.found import Finding, RouteId, Type, first, text
@@ -49,6 +50,9 @@ __all__ = [
     "routes",
 ]
 
+
+LEFT_OUT = "akocore.io/EndpointsLeftOut"
+"""The condition of a route some of whose endpoints are none."""
 
 _RELEASES = ", ".join(f"{one}x" for one in SERVED_RELEASES)
 
@@ -471,7 +475,21 @@ def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says
     if dropped is not None and accepted.true:
         message = f"Dropped Rule: {text(found, 'PartiallyInvalid')}"
         said.append(Says("PartiallyInvalid", True, "UnsupportedValue", message))
+    if left_out := _left_out(at, (state.route.KIND, state.route.metadata.key)):
+        message = "; ".join(one.remedy for one in left_out)
+        said.append(Says(LEFT_OUT, True, left_out[0].reason, message))
     return tuple(said)
+
+
+def _left_out(at: Reconciler, id_: RouteId) -> list[Refusal]:
+    """What endpoints of its Services are none.  Cost: its Services."""
+    if not at.endpoints:
+        return []
+    return [
+        not_allowed(f"{id_[0]}/{id_[1]}", "spec.rules", service, found, warning=True)
+        for service in at.gateway_api.services_of(id_)
+        if (found := at.endpoints.of_service(service))
+    ]
 
 
 def routes(at: Reconciler, kind: str) -> list[dict[str, Any]]:
@@ -529,6 +547,7 @@ def _route_refusals(at: Reconciler, id_: RouteId) -> list[Refusal] | None:
             out.append(
                 Refusal(object=object_, field=field, reason=said.reason, remedy=said.message)
             )
+    out += _left_out(at, id_)
     rejecting = [engine for engine in at.ads.fleet.values() if engine.rejected]
     if rejecting:
         wanted = _resources(at, state)

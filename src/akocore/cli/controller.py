@@ -214,6 +214,8 @@ def controller(
                 watch=observation.watch,
                 external=external(api, lease, facts, loaded) if is_external else None,
                 workloads=makes,
+                listens=[metrics_listen, *([xds_listen] if is_external else [])],
+                namespace=namespace,
             )
             observation.of(serve)
             facts.on_taken = serve.address_taken

@@ -86,6 +86,7 @@ def serve(
                 *(source, state, loaded, found, port_offset),
                 watch=watch,
                 external=None if files is None else external(files),
+                listens=[metrics_listen, *([xds_listen] if files is not None else [])],
             )
             observation.of(serve)
             await serve.run()

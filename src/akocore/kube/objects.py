@@ -649,6 +649,7 @@ class ReplicaEngine(Part, frozen=True):
 class ReplicaRouter(Part, frozen=True):
     """A Service Engine's router as the replica has it that its agent is connected to.
 
+    ``snat``: its own address, that it asks backends from.
     ``usable``: its Envoy serves; ``weight``: how much it is to get, 1 as others; ``announced``:
     addresses that it is told to announce, ``standby``: those of them that others serve while they
     can; ``advertised``: prefixes that a peer has.  ``handsOver``: others may hand flows to it;
@@ -658,6 +659,7 @@ class ReplicaRouter(Part, frozen=True):
     name: str
     group: str
     address: str = ""
+    snat: str = ""
     usable: bool = False
     hands_over: bool = False
     leaving: bool = False
