@@ -14,6 +14,7 @@ from typing import cast
 
 from msgspec import Struct, field
 
+from akocore.faults import INTERNAL_ERROR, Faults, without_faulty
 from akocore.infrastructure import Infrastructure
 from akocore.kube.gateway_objects import (
     DEFINITION,
@@ -49,9 +50,11 @@ from akocore.translate.gateway_api.found import Finding, ListenerId, RouteId, fi
 from akocore.translate.gateway_api.grants import permits
 from akocore.translate.gateway_api.listeners import ListenerView, listeners, without_findings
 from akocore.translate.gateway_api.policies import PolicyView, Target
+from akocore.translate.gateway_api.policies import refused as refused_policy
 from akocore.translate.gateway_api.policies import view as policy_view
 from akocore.translate.gateway_api.ports import chain_of, gateway_port, meant
 from akocore.translate.gateway_api.rules import RouteRules, host, rules_of, with_certificate
+from akocore.translate.gateway_api.rules import refused as refused_rules
 from akocore.translate.names import Names
 from akocore.translate.services import is_address
 from akocore.translate.tls import Certificate, CertificateProblem, bundle
@@ -121,7 +124,9 @@ class GatewayApi:
         placement: Placement,
         realiser: GatewayRealiser,
         certificate: Callable[[str], Certificate | CertificateProblem | None],
+        faults: Faults | None = None,
     ) -> None:
+        self._faults = faults if faults is not None else Faults()
         self.gateways: dict[str, GatewayState] = {}
         self.routes: dict[RouteId, RouteState] = {}
         self.touched: set[Id] = set()
@@ -253,27 +258,34 @@ class GatewayApi:
         ``settle`` gives a virtual service the home that it wants, ``close`` takes all.
         """
         policies, self._policies_due = self._policies_due, set()
+        run = self._faults.run
         for key in sorted(policies):
-            self._policy(key)
+            run(("policy", key), f"BackendTLSPolicy/{key}", self._policy, key)
         while self._gateways_due:
             due, self._gateways_due = self._gateways_due, set()
             for key in sorted(due, key=self._age):
-                self._gateway(key, settle, close)
+                unit: tuple[object, ...] = ("gateway", key)
+                run(unit, f"{GATEWAY}/{key}", self._gateway, key, settle, close)
+                if self._faults.failed(unit):
+                    self._refuse_gateway(key, close)
         routes, self._routes_due = self._routes_due, set()
         for id_ in sorted(routes):
-            self._route(id_)
+            run(("route", id_), "/".join(id_), self._route, id_)
         hosts, self._hosts_due = self._hosts_due, set()
         ports, self._ports_due = self._ports_due, set()
         changed, self._listeners_due = self._listeners_due, set()
         for key in sorted(changed):
-            self._misdirected(key)
+            run(("misdirected", key), f"{GATEWAY}/{key}", self._misdirected, key)
         for one in sorted(hosts):
-            self._host(*one)
+            run(("host", *one), f"{GATEWAY}/{one[0]}", self._host, *one)
         for key, at in sorted(ports):
-            self._port(key, at)
+            unit = ("port", key, *at)
+            run(unit, f"{GATEWAY}/{key}", self._port, key, at)
+            if self._faults.failed(unit):
+                run(("no port", key, *at), f"{GATEWAY}/{key}", self._close_port, key, at)
         counts, self._counts_due = self._counts_due, set()
         for id_ in counts:
-            self._count(id_)
+            run(("count", id_), "/".join(id_), self._count, id_)
 
     def _age(self, key: str) -> tuple[bool, str, str]:
         """Who asks for just one address goes before those that take any, then the older."""
@@ -355,6 +367,20 @@ class GatewayApi:
                     ),
                 )
         self._ports_of(key, state.listeners)
+
+    def _refuse_gateway(self, key: str, close: Callable[[VirtualService], None]) -> None:
+        """We failed over a Gateway: it is not served, as if it had no listener."""
+        obj = cast("GatewayApiGateway | None", self._store.all(GATEWAY).get(key))
+        state = self.gateways.get(key)
+        if obj is None or state is None:
+            return
+        state.gateway, state.listeners = obj, {}
+        found = self._faults.of(f"{GATEWAY}/{key}")
+        state.findings = tuple(Finding("Accepted", one) for one in found)
+        self._withdraw(key, state, close)
+        self._refer_to(f"Gateway/{key}")
+        self._let_sets_go(key, state.sets)
+        state.sets = ()
 
     def _listeners(
         self, obj: GatewayApiGateway, sets: list[ListenerSet], refers: set[str]
@@ -550,11 +576,13 @@ class GatewayApi:
                 refers.add(f"{parent[0]}/{parent[1]}")
         if not any(parent is not None and self._state(parent) is not None for parent in mine):
             return None
-        context = Context(self._store.service, self._permits, self._tls)
-        rules = rules_of(route, context)
+        rules = self._rules_of(route)
         wrong = None
         if rules.named and not rules.hostnames:
             wrong = Attached({}, "UnsupportedValue", "None of its hostnames can be.")
+            fault = first(rules.findings, "PartiallyInvalid")
+            if fault is not None and fault.reason == INTERNAL_ERROR:
+                wrong = Attached({}, INTERNAL_ERROR, fault.refusal.remedy)
 
         def labels() -> Mapping[str, str]:
             refers.add(f"Namespace/{meta.namespace}")
@@ -574,6 +602,14 @@ class GatewayApi:
                 on[gateway, id_] = tuple(dict.fromkeys((*on.get((gateway, id_), ()), *hosts)))
         return RouteState(route, rules, parents, on)
 
+    def _rules_of(self, route: Route) -> RouteRules:
+        try:
+            return rules_of(route, Context(self._store.service, self._permits, self._tls))
+        except Exception as err:
+            return refused_rules(
+                self._faults.refusal(f"{route.KIND}/{route.metadata.key}", err, "spec.rules")
+            )
+
     def _state(self, parent: Parent) -> GatewayState | None:
         """The Gateway of ours that a parent is, or has joined."""
         key = parent[1] if parent[0] == "Gateway" else self._joined.get(parent[1])
@@ -592,7 +628,11 @@ class GatewayApi:
                 refers.add(f"{kind}/{name}")
                 return self._check(kind, name)
 
-            new = self.policies[key] = policy_view(obj, check, self._authorities)
+            try:
+                new = policy_view(obj, check, self._authorities)
+            except Exception as err:
+                new = refused_policy(obj, self._faults.refusal(f"BackendTLSPolicy/{key}", err))
+            self.policies[key] = new
         self._set_refers(("BackendTLSPolicy", key), frozenset(refers))
         self.touched.add(("BackendTLSPolicy", key))
         for one in (old, new):
@@ -680,17 +720,45 @@ class GatewayApi:
         view = state.listeners.get(listener) if state is not None else None
         if state is None or not state.vs or view is None or view.protocol not in _HTTP:
             return  # what it had is gone with its listener
-        model: HttpHost | None = None
+        service = self._placement.services[state.vs]
+        at = HostAt(view.port, chain_of(view), name)
         if view.serves and meant(name, view, state.listeners.values()) == view.hostname:
             speaking = state.on.get(listener, {}).get(name, set())
             if speaking or name == view.hostname:
                 ordered = self._of_one_kind(state, listener, name, speaking)
-                model = host(name, [self.routes[one].rules for one in ordered])
-                if state.certificate:
-                    model = with_certificate(model, state.certificate)
-        service = self._placement.services[state.vs]
-        at = HostAt(view.port, chain_of(view), name)
-        self._realiser.place_host(service, listener, at, model)
+                self._place_host(service, state, listener, at, ordered)
+                return
+        self._realiser.place_host(service, listener, at, None)
+        if self._faults:
+            self._faults.over(("of", state.vs, listener, name))
+
+    def _place_host(
+        self,
+        service: VirtualService,
+        state: GatewayState,
+        listener: ListenerId,
+        at: HostAt,
+        ordered: list[RouteId],
+    ) -> None:
+        """Serve a host for these routes, but for those that we fail over: they are told."""
+
+        def model(some: list[RouteId]) -> HttpHost:
+            made = host(at.host, [self.routes[one].rules for one in some])
+            return with_certificate(made, state.certificate) if state.certificate else made
+
+        unit = ("of", state.vs, listener, at.host)
+        try:
+            self._realiser.place_host(service, listener, at, model(ordered))
+        except Exception:
+            good, bad = without_faulty(
+                ordered, lambda some: self._realiser.attempt(service, at, model(some))
+            )
+            noted = [self._faults.refusal("/".join(id_), err, "spec.rules") for id_, err in bad]
+            self._faults.put(unit, noted)
+            self._realiser.place_host(service, listener, at, model(good))
+        else:
+            if self._faults:
+                self._faults.over(unit)
 
     def _of_one_kind(
         self, state: GatewayState, listener: ListenerId, name: str, speaking: set[RouteId]
@@ -786,6 +854,12 @@ class GatewayApi:
         self._realiser.place_port(service, at, model)
         self.touched.add((GATEWAY, gateway))
 
+    def _close_port(self, gateway: str, at: tuple[str, int]) -> None:
+        """We failed over a port: nobody listens there."""
+        state = self.gateways.get(gateway)
+        if state is not None and state.vs:
+            self._realiser.place_port(self._placement.services[state.vs], at, None)
+
     def _seniority(self, route: RouteId) -> tuple[tuple[str, str], RouteId]:
         """Of two routes the lesser came first."""
         return self.routes[route].age, route
@@ -822,6 +896,10 @@ class GatewayApi:
         return isinstance(obj, GatewayApiGateway) and any(
             one.value == address for one in obj.status.addresses
         )
+
+    def touch_referrers(self, ref: str) -> None:
+        """Who depends on an object, "Kind/key", may say something else now."""
+        self.touched.update(self._refers.get(ref, ()))
 
     def touch_vs(self, vs: str) -> None:
         """The objects of a virtual service may say something else now."""

@@ -5,11 +5,13 @@ A bad edit leaves the last good form of just that object in force; it is remembe
 
 from __future__ import annotations
 
+import contextlib
 from base64 import b64decode
 
 import msgspec
 
 from akocore.config import Config
+from akocore.faults import Faults, without_faulty
 from akocore.kube.objects import (
     AviInfraSettingSpec,
     Network,
@@ -38,9 +40,11 @@ class Infrastructure:
         store: Store,
         facts: Facts,
         placement: Placement,
+        faults: Faults | None = None,
         *,
         speaks_bgp: bool = False,
     ) -> None:
+        self._faults = faults if faults is not None else Faults()
         self.infras: dict[str, Infra] = {}
         self.setting_refusals: dict[str, tuple[Refusal, ...]] = {}
         self.network_refusals: dict[str, tuple[Refusal, ...]] = {}
@@ -68,7 +72,11 @@ class Infrastructure:
         self.infras = {}
         self.setting_refusals = {}
         for key in ("", *self._store.all("AviInfraSetting")):
-            self._setting(key)
+            try:
+                self._setting(key)
+            except Exception as err:
+                object_ = f"AviInfraSetting/{key}" if key else "Config"
+                self.setting_refusals[key] = (self._faults.refusal(object_, err),)
         there = {*self._store.all("AviInfraSetting"), *map(_accepted, self._store.all("Network"))}
         for key in set(self._facts.room("accepted")) - there:
             self._facts.drop("accepted", key)
@@ -78,6 +86,11 @@ class Infrastructure:
             if before.get(key) != self.infras.get(key)
             or (key in self.infras and not changed_networks.isdisjoint(self.infras[key].networks))
         }
+
+    def refusals(self, kind: str, name: str) -> tuple[Refusal, ...]:
+        """All that is refused of an AviInfraSetting or a Network."""
+        known = self.setting_refusals if kind == "AviInfraSetting" else self.network_refusals
+        return (*known.get(name, ()), *self._faults.of(f"{kind}/{name}"))
 
     def engines_of(self, group: str) -> int:
         """How many Service Engines serve each virtual service of a group."""
@@ -99,7 +112,8 @@ class Infrastructure:
             name = obj.metadata.name
             order = [one for one in order if one[2] != name]
             if fact := accepted.get(_accepted(name)):
-                last[name] = msgspec.json.decode(fact, type=NetworkSpec)
+                with contextlib.suppress(msgspec.DecodeError):  # of another release
+                    last[name] = msgspec.json.decode(fact, type=NetworkSpec)
             changed = last.get(name) != obj.spec
             order.append((changed, obj.metadata.creation_timestamp, name, obj.spec))
         order.sort(key=lambda one: one[:3])
@@ -109,6 +123,7 @@ class Infrastructure:
             for _, _, name, spec in order
             if all(refusal.warning for refusal in self.network_refusals[name])
         }
+        good = self._without_faulty(good)
         for name, refusal in check_overlaps(good).items():
             self.network_refusals[name] = (*self.network_refusals[name], refusal)
             del good[name]
@@ -125,7 +140,31 @@ class Infrastructure:
                 self._facts.put("accepted", _accepted(name), fact)
         return good
 
+    def _without_faulty(self, good: dict[str, NetworkSpec]) -> dict[str, NetworkSpec]:
+        """Those that can be compared with each other; the others are told."""
+
+        def attempt(some: list[str]) -> None:
+            with_them = {name: good[name] for name in some}
+            check_overlaps(with_them)
+            self._check_together(with_them)
+
+        try:
+            attempt(list(good))
+        except Exception:
+            kept, bad = without_faulty(good, attempt)
+            for name, err in bad:
+                said = self._faults.refusal(f"Network/{name}", err)
+                self.network_refusals[name] = (*self.network_refusals[name], said)
+            return {name: good[name] for name in kept}
+        return good
+
     def _check(self, name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
+        try:
+            return self._problems(name, spec)
+        except Exception as err:
+            return (self._faults.refusal(f"Network/{name}", err),)
+
+    def _problems(self, name: str, spec: NetworkSpec) -> tuple[Refusal, ...]:
         refusals = check_network(name, spec, speaks_bgp=self.speaks_bgp)
         return refusals or (check_bgp(name, spec) if self.speaks_bgp else ())
 

@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 from msgspec import Struct, structs
 
 from akocore.config import Config
+from akocore.faults import Faults, without_faulty
 from akocore.infrastructure import Infrastructure
 from akocore.kube.objects import Change, Gateway, GatewayClass, Service
 from akocore.model import L4Listener, Refusal
@@ -62,7 +63,9 @@ class L4:
         infrastructure: Infrastructure,
         placement: Placement,
         realiser: L4Realiser,
+        faults: Faults | None = None,
     ) -> None:
+        self._faults = faults if faults is not None else Faults()
         self.gateways: dict[str, GatewayView] = {}
         self.services: dict[str, ServiceView] = {}
         self.fronts: dict[Front, Served] = {}
@@ -112,8 +115,8 @@ class L4:
         self._fronts_due.update(self._refers.get(ref, ()))
 
     def _take_service(self, key: str, obj: Service | None) -> None:
+        new = None if obj is None else self._view(obj)  # first: it alone may fail
         old = self.services.pop(key, None)
-        new = None if obj is None else services.view(obj, self._default_controller)
         if new is not None:
             self.services[key] = new
         if old is not None or new is not None:
@@ -135,6 +138,21 @@ class L4:
             if _leads(before) != _leads(after):
                 self._fronts_due.add(front)
                 self._due.update((front, at) for at in self._on.get(front, ()))
+
+    def _view(self, obj: Service) -> ServiceView | None:
+        try:
+            return services.view(obj, self._default_controller)
+        except Exception as err:
+            if obj.spec.type != "LoadBalancer" and not services.is_attached(obj):
+                raise
+            return services.refused(obj, self._faults.refusal(f"Service/{obj.metadata.key}", err))
+
+    def _gateway_view(self, obj: Gateway) -> GatewayView:
+        try:
+            return gateways.view(obj)
+        except Exception as err:
+            refusal = self._faults.refusal(f"Gateway/{obj.metadata.key}", err)
+            return GatewayView({}, "", (refusal,))
 
     def _leader(self, front: Front, gone: ServiceView | None = None) -> ServiceView | None:
         """The oldest Service of a front; ``gone``: as it was, of one that is taken out already."""
@@ -162,8 +180,8 @@ class L4:
     def _take_gateway(self, key: str, obj: Gateway | None) -> None:
         namespace, _, name = key.partition("/")
         front = Front("Gateway", namespace, name)
+        new = None if obj is None else self._gateway_view(obj)
         old = self.gateways.pop(key, None)
-        new = None if obj is None else gateways.view(obj)
         if new is not None:
             self.gateways[key] = new
         self.touched.add(("Gateway", key))
@@ -190,17 +208,23 @@ class L4:
             due, self._fronts_due = self._fronts_due, set()
             wanted: list[tuple[bool, str, Front, Served]] = []
             for front in sorted(due):
-                served = self._evaluate(front)
+                unit = ("front", front)
+                served = self._faults.run(unit, self._speaks(front), self._evaluate, front)
                 if served is None:
                     self._withdraw(front, close)
                 else:
                     # Who asks for just one address goes before those that take any.
                     wanted.append((not served.address, self._age(front), front, served))
             for _, _, front, served in sorted(wanted, key=lambda one: one[:3]):
-                self._serve(front, served, settle, close)
+                at_fault = self._speaks(front)
+                unit = ("settle", front)
+                self._faults.run(unit, at_fault, self._serve, front, served, settle, close)
         due_at, self._due = self._due, set()
         for front, at in sorted(due_at):
-            self._listener(front, at)
+            try:
+                self._listener(front, at)
+            except Exception:
+                self._listener_without_faulty(front, at)
 
     def _age(self, front: Front) -> str:
         if front.kind == "Gateway":
@@ -389,19 +413,46 @@ class L4:
     def _listener(self, front: Front, at: At) -> None:
         """Translate one listener and make it so.  Cost: the Services that want it."""
         behind = [self.services[key] for _, key in self._on.get(front, {}).get(at, ())]
+        if front.kind == "Gateway":
+            self.touched.add(("Gateway", front.key))
+        self.touched.update(("Service", one.key) for one in behind)
+        self._place(front, at, *self._model(front, at, behind))
+        if self._faults:
+            self._faults.over(("listener", front, at))
+
+    def _listener_without_faulty(self, front: Front, at: At) -> None:
+        """We failed over a listener: leave out the Services that we fail over, and tell them."""
+        behind = [self.services[key] for _, key in self._on.get(front, {}).get(at, ())]
         served = self.fronts.get(front)
-        model: L4Listener | None = None
-        no: list[Refusal] = []
+        service = self._placement.services[served.vs] if served is not None else None
+
+        def attempt(some: list[ServiceView]) -> None:
+            model, _ = self._model(front, at, some)
+            if service is not None and model is not None:
+                self._realiser.attempt(service, at, model)
+
+        good, bad = without_faulty(behind, attempt)
+        noted = [self._faults.refusal(f"Service/{one.key}", err) for one, err in bad]
+        try:
+            self._place(front, at, *self._model(front, at, good))
+        except Exception as err:
+            noted.append(self._faults.refusal(self._speaks(front), err))
+            self._place(front, at, None, [])
+        self._faults.put(("listener", front, at), noted)
+
+    def _model(
+        self, front: Front, at: At, behind: list[ServiceView]
+    ) -> tuple[L4Listener | None, list[Refusal]]:
+        served = self.fronts.get(front) is not None
         if front.kind == "Gateway":
             seen = self.gateways.get(front.key)
-            model, no = gateways.gateway_listener(
-                front, seen, served is not None, *at, behind, self._names
-            )
-            self.touched.add(("Gateway", front.key))
-        elif (leader := self._leader(front)) is not None and (served or not front.family):
-            model, no = services.service_listener(
-                front, *at, behind, leader, served is not None, self._names
-            )
+            return gateways.gateway_listener(front, seen, served, *at, behind, self._names)
+        if (leader := self._leader(front)) is not None and (served or not front.family):
+            return services.service_listener(front, *at, behind, leader, served, self._names)
+        return None, []
+
+    def _place(self, front: Front, at: At, model: L4Listener | None, no: list[Refusal]) -> None:
+        served = self.fronts.get(front)
         refused = self._refused_at.setdefault(front, {})
         if no:
             refused[at] = tuple(no)
@@ -412,7 +463,6 @@ class L4:
         if served is not None:
             service = self._placement.services[served.vs]
             self._realiser.place(service, at, model)
-        self.touched.update(("Service", one.key) for one in behind)
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 

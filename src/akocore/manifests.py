@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import stat
@@ -22,10 +23,13 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from akocore.faults import INTERNAL_ERROR
 from akocore.file_events import FileEvents, walk
 from akocore.kube.objects import Batch, Change, Object, Secret
 from akocore.manifest_file import Reading, duplicate, read
 from akocore.model import Refusal
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Batch", "ManifestDirectory", "ManifestDirectoryError", "Memory"]
 
@@ -205,7 +209,7 @@ class ManifestDirectory:
                 continue
             digest = hash(data)
             if old is None or old.digest != digest:
-                looks.append(_Look(path, read(data, path), digest))
+                looks.append(_Look(path, _reading(data, path), digest))
         return looks
 
     # ── what follows from it ────────────────────────────────────────────────────────────────
@@ -430,6 +434,22 @@ class _Gathering:
         if read is not None:
             self._paths |= read[0]
         self._woken.set()
+
+
+def _reading(data: bytes, path: str) -> Reading:
+    """`read`, whatever it meets: a fault of ours over a file is that file's."""
+    try:
+        return read(data, path)
+    except Exception as err:
+        log.exception("event=internal_error object=File/%s", path)
+        refusal = Refusal(
+            object=f"File/{path}",
+            field="",
+            reason=INTERNAL_ERROR,
+            remedy=f"akocore failed over it ({type(err).__name__}): what it had stays. Report it"
+            " with the log's traceback; until then write it otherwise.",
+        )
+        return Reading(refusals=(refusal,), partial=True)
 
 
 def _natural(path: str) -> tuple[list[str | int], str]:

@@ -37,7 +37,10 @@ from akocore.engines.envoy.resources import (
     udp_cluster,
     udp_endpoints,
 )
+from akocore.faults import Faults
 from akocore.index import Index, Users
+from akocore.kube.objects import Secret
+from akocore.model import HostModel
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
 from akocore.realise_gateway import GatewayRealiser
 from akocore.realise_l4 import L4Realiser, Published
@@ -72,9 +75,11 @@ class Realiser:
         ads: AdsServer,
         now: Callable[[], datetime],
         port_offset: int,
+        faults: Faults | None = None,
         *,
         freebind: bool = False,
     ) -> None:
+        self.faults = faults if faults is not None else Faults()
         self.freebind = freebind
         self.hosts: dict[str, Placed] = {}
         self.certificates: dict[str, Certificate | CertificateProblem] = {}
@@ -112,17 +117,7 @@ class Realiser:
         places: set[tuple[str, str]] = set()
         for vs in (placed.vs, *placed.old):
             service = self.placement.services[vs]
-            infra = service.infra
-            tls_port = next((p.port for p in infra.listeners if p.tls), 443)
-            one_by_port: list[Encoded] = []
-            for port in infra.listeners:
-                if port.tls and not model.certificate:
-                    continue
-                one_by_port.append(
-                    redirect_scope(vs, port.port, host, tls_port + self.port_offset)
-                    if model.redirect and not port.tls
-                    else scope(vs, port.port, model)
-                )
+            one_by_port = self._scopes(model, service)  # first: it alone may fail
             for home in service.homes:
                 places.add((home.group, vs))
                 for one in one_by_port:
@@ -153,6 +148,22 @@ class Realiser:
         self.realised += 1
         self.encode_s += perf_counter() - began
 
+    def attempt(self, model: HostModel, service: VirtualService) -> None:
+        """Whether a host can be encoded; raises what keeps it from being."""
+        self._scopes(model, service)
+
+    def _scopes(self, model: HostModel, service: VirtualService) -> list[Encoded]:
+        """A host on each port of a virtual service."""
+        infra = service.infra
+        tls_port = next((p.port for p in infra.listeners if p.tls), 443)
+        return [
+            redirect_scope(service.name, port.port, model.host, tls_port + self.port_offset)
+            if model.redirect and not port.tls
+            else scope(service.name, port.port, model)
+            for port in infra.listeners
+            if model.certificate or not port.tls
+        ]
+
     def withdraw(self, host: str, placed: Placed, kept: Collection[tuple[str, str]] = ()) -> None:
         """Publish a host nowhere any more.  ``kept``: scopes that are another's by now."""
         for group, name in placed.scopes:
@@ -170,11 +181,11 @@ class Realiser:
             if self._users.add((backend, group), vs):
                 self._groups.add(backend, group)
                 self._backends.add(_service_of(backend)[0], backend)
-                members = self.members(backend)
-                if members:
+                up, made = self._served(backend)
+                if up:
                     self._up.add(backend)
                 self._name((), self._named_by(group, backend))
-                for one in self._cluster(backend, members):
+                for one in made:
                     self._put(group, one)
             self._count_pool(vs, backend, 1)
         for group, vs, backend in had - have:
@@ -195,6 +206,25 @@ class Realiser:
         if variant is None or variant.tls is None or not variant.tls.certificate:
             return ()
         return ((group, f"~{backend}", variant.tls.certificate),)
+
+    def _served(self, backend: str) -> tuple[bool, tuple[Encoded, ...]]:
+        """Whether a Service port has a server, and its cluster.
+
+        A fault of ours over it is its Service's, and leaves it without endpoints, or no cluster.
+        """
+        unit = ("endpoints", backend)
+        try:
+            members = self.members(backend)
+            made = self._cluster(backend, members)
+        except Exception as err:
+            self.faults.note(unit, f"Service/{_service_of(backend)[0]}", err, "endpoints")
+            try:
+                return False, self._cluster(backend, [])
+            except Exception:  # noted already
+                return False, ()
+        if self.faults:
+            self.faults.over(unit)
+        return bool(members), made
 
     def _cluster(self, backend: str, members: list[tuple[str, int]]) -> tuple[Encoded, ...]:
         key, _, protocol = _service_of(backend)
@@ -266,10 +296,10 @@ class Realiser:
         began = perf_counter()
         for service in services:
             for backend in self._backends.get(service):
-                members = self.members(backend)
-                if bool(members) != (backend in self._up):
+                up, made = self._served(backend)
+                if up != (backend in self._up):
                     self._turn(backend)
-                for one in self._cluster(backend, members):
+                for one in made:
                     for group in self._groups.get(backend):
                         self._put(group, one)
         self.encode_s += perf_counter() - began
@@ -289,6 +319,15 @@ class Realiser:
         if service.listeners is not None:
             self.l4.put_home(service, home)
             return
+        setting = service.infra.setting
+        object_ = f"AviInfraSetting/{setting}" if setting else "Config"
+        self.faults.run(("listeners", service.name), object_, self._put_listeners, service, home)
+
+    def failed(self, service: VirtualService) -> bool:
+        """Whether its listeners could not be made when they were last."""
+        return self.faults.failed(("listeners", service.name))
+
+    def _put_listeners(self, service: VirtualService, home: Home) -> None:
         for port in service.infra.listeners:
             one = listener(
                 service.name,
@@ -333,12 +372,19 @@ class Realiser:
         if obj is None or not used:
             self.certificates.pop(key, None)
         else:
-            self.certificates[key] = certificate(obj, self.now())
+            self.certificates[key] = self._certificate(obj)
+
+    def _certificate(self, obj: Secret) -> Certificate | CertificateProblem:
+        try:
+            return certificate(obj, self.now())
+        except Exception as err:
+            said = self.faults.refusal(f"Secret/{obj.metadata.key}", err, "data")
+            return CertificateProblem(said.field, said.reason, said.remedy)
 
     def certificate_of(self, key: str) -> Certificate | CertificateProblem | None:
         """The certificate in a Secret; None when there is no such Secret."""
         if key not in self.certificates and (obj := self.store.secret(key)) is not None:
-            self.certificates[key] = certificate(obj, self.now())
+            self.certificates[key] = self._certificate(obj)
         return self.certificates.get(key)
 
     def secret_for(self, group: str, sni: str) -> Encoded | None:
@@ -347,13 +393,17 @@ class Realiser:
         """
         if sni.startswith(SECRET_PREFIX):
             key = sni.removeprefix(SECRET_PREFIX)
-            named = self.certificate_of(key) if self._named.get((key, group)) else None
-            return secret(sni, named) if isinstance(named, Certificate) else None
+            return self._secret(sni, key) if self._named.get((key, group)) else None
         host = self.host_of_sni(group, sni)
         if host is None:
             return None
-        found = self.certificate_of(self.hosts[host].model.certificate)
-        return secret(sni, found) if isinstance(found, Certificate) else None
+        return self._secret(sni, self.hosts[host].model.certificate)
+
+    def _secret(self, sni: str, key: str) -> Encoded | None:
+        found = self.certificate_of(key)
+        if not isinstance(found, Certificate):
+            return None
+        return self.faults.run(("secret", key), f"Secret/{key}", secret, sni, found)
 
     def host_of_sni(self, group: str, sni: str) -> str | None:
         """The host that a client of a group means by ``sni``; None when nobody has it there."""

@@ -68,13 +68,19 @@ class GatewayRealiser:
             if placed is not None and placed.owner == owner:
                 self._withdraw_host(service, at)
         elif placed is None:
-            hosts[at] = placed = PlacedHost(owner, model)
+            placed = PlacedHost(owner, model)
             self._realise_host(service, at, placed)
+            hosts[at] = placed
             if _is_wild(at.host):
                 self._floor(service, at)
         elif placed.model != model or placed.owner != owner:
+            before = (placed.model, placed.owner)
             placed.model, placed.owner = model, owner
-            self._realise_host(service, at, placed)
+            try:
+                self._realise_host(service, at, placed)
+            except Exception:  # nothing has come of it
+                placed.model, placed.owner = before
+                raise
 
     def drop_hosts(self, service: VirtualService, of: Callable[[HostAt, PlacedHost], bool]) -> None:
         """Take out some of the hosts.  Cost: all hosts of the virtual service."""
@@ -86,19 +92,27 @@ class GatewayRealiser:
         backends: Backends = frozenset(
             (group, service.name, key) for group in groups for key in self._keys(placed.model)
         )
+        one = self._scope(service, at, placed.model) if groups else None  # this alone may fail
         self._use(placed.backends, backends)
         placed.backends = backends
-        if not groups:
+        if one is None:
             return
-        one = http_scope(
+        placed.scopes = self._publish(one, groups, placed.scopes)
+
+    def attempt(self, service: VirtualService, at: HostAt, model: HttpHost) -> None:
+        """Whether a host can be encoded; raises what keeps it from being."""
+        self._keys(model)
+        self._scope(service, at, model)
+
+    def _scope(self, service: VirtualService, at: HostAt, model: HttpHost) -> Encoded:
+        return http_scope(
             service.name,
             at.port,
             at.chain,
-            placed.model,
+            model,
             tls=at.chain != "http",
             port_offset=self._port_offset,
         )
-        placed.scopes = self._publish(one, groups, placed.scopes)
 
     def _publish(
         self, one: Encoded, groups: Iterable[str], before: frozenset[tuple[str, str]]
@@ -155,12 +169,20 @@ class GatewayRealiser:
                     self._floors(service, GatewayPort(at[1]))
         elif placed is None:
             ports[at] = PlacedPort(model)
-            self._floors(service, model)
-            self._realise_port(service, at)
+            try:
+                self._floors(service, model)
+                self._realise_port(service, at)
+            except Exception:  # nobody listens
+                del ports[at]
+                raise
         elif placed.model != model:
-            placed.model = model
-            self._floors(service, model)
-            self._realise_port(service, at)
+            before, placed.model = placed.model, model
+            try:
+                self._floors(service, model)
+                self._realise_port(service, at)
+            except Exception:
+                placed.model = before
+                raise
 
     def _realise_port(self, service: VirtualService, at: At) -> None:
         placed = _of(service).ports[at]

@@ -82,10 +82,18 @@ class L4Realiser:
                 del listeners[at]
         elif placed is None:
             listeners[at] = PlacedListener(model)
-            self._realise(service, at)
+            try:
+                self._realise(service, at)
+            except Exception:  # nothing has come of it
+                del listeners[at]
+                raise
         elif placed.model != model:
-            placed.model = model
-            self._realise(service, at)
+            before, placed.model = placed.model, model
+            try:
+                self._realise(service, at)
+            except Exception:
+                placed.model = before
+                raise
 
     def put_home(self, service: VirtualService, home: Home) -> None:
         """Listen at a home.  Cost: all listeners of the virtual service."""
@@ -106,31 +114,38 @@ class L4Realiser:
     def _realise(self, service: VirtualService, at: At) -> None:
         placed = (service.listeners or {})[at]
         pool = placed.model.pool
-        wanted: list[tuple[str, Encoded]] = []
-        places: set[tuple[str, str]] = set()
-        if pool is not None:
-            for home in service.homes:
-                place = (home.group, home.address)
-                if place not in service.silent and place not in places:
-                    places.add(place)
-                    one = l4_listener(
-                        *(service.name, home.address, *at, pool, self._port_offset),
-                        freebind=self._freebind,
-                    )
-                    wanted.append((home.group, one))
+        wanted = self._encode(service, at, placed.model)  # first: it alone may fail
         backends = frozenset(
-            (group, service.name, pool.backend) for group, _ in places if pool is not None
+            (group, service.name, pool.backend) for group, _ in wanted if pool is not None
         )
         self._change(placed, backends)
-        for group, one in wanted:
+        for (group, _), one in wanted.items():
             self._put(group, one)
-        names = frozenset((group, one.name) for group, one in wanted)
+        names = frozenset((group, one.name) for (group, _), one in wanted.items())
         for group, name in placed.names - names:
             self._drop(group, LDS, name)
         placed.names = names
-        if places != placed.sequence.keys():
-            placed.sequence = {place: placed.sequence.get(place, -1) for place in places}
+        if wanted.keys() != placed.sequence.keys():
+            placed.sequence = {place: placed.sequence.get(place, -1) for place in wanted}
             self._unsettled.append((service, at))
+
+    def attempt(self, service: VirtualService, at: At, model: L4Listener) -> None:
+        """Whether a listener can be encoded; raises what keeps it from being."""
+        self._encode(service, at, model)
+
+    def _encode(
+        self, service: VirtualService, at: At, model: L4Listener
+    ) -> dict[tuple[str, str], Encoded]:
+        """A listener at each place, (group, address), where it may accept."""
+        out: dict[tuple[str, str], Encoded] = {}
+        for home in service.homes if model.pool is not None else ():
+            place = (home.group, home.address)
+            if model.pool is not None and place not in service.silent and place not in out:
+                out[place] = l4_listener(
+                    *(service.name, home.address, *at, model.pool, self._port_offset),
+                    freebind=self._freebind,
+                )
+        return out
 
     def _withdraw(self, placed: PlacedListener) -> None:
         for group, name in placed.names:

@@ -21,6 +21,7 @@ from msgspec import Struct, field
 from akocore.config import Config
 from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
+from akocore.faults import Faults, without_faulty
 from akocore.gateway_api import GatewayApi
 from akocore.infrastructure import Infrastructure
 from akocore.kube.meta import only_status
@@ -83,6 +84,23 @@ class Move(Struct):
         return bool(self.hosts or self.homes)
 
 
+class _Seen(Struct):
+    """What a batch of changes concerns.  ``echoes``: Ingresses of which just the status is new."""
+
+    hosts: set[str] = field(default_factory=set)
+    services: set[str] = field(default_factory=set)
+    secrets: set[str] = field(default_factory=set)
+    touched: set[str] = field(default_factory=set)  # Ingresses
+    echoes: set[str] = field(default_factory=set)
+    settings: set[str] = field(default_factory=set)
+    vips: list[str] = field(default_factory=list)
+    slices: list[tuple[str, EndpointSlice | None, EndpointSlice | None]] = field(
+        default_factory=list
+    )
+    infra: bool = False
+    classes: bool = False
+
+
 class Reconciler:
     """The state of the world, and how it follows changes.
 
@@ -114,11 +132,12 @@ class Reconciler:
         self.shared = shared
         self.ads = ads
         self.now = now
-        self.store = Store()
+        self.faults = Faults()
+        self.store = Store(self.faults)
         self.names = Names(config.cluster_name)
         self.placement = Placement(self.names, state)
         self.infrastructure = Infrastructure(
-            config, self.store, state, self.placement, speaks_bgp=speaks_bgp
+            config, self.store, state, self.placement, self.faults, speaks_bgp=speaks_bgp
         )
         self.scale = Scale(state, self.infrastructure, remembers=shared is None)
         self.scale.asked = self._asked
@@ -126,12 +145,18 @@ class Reconciler:
             self.store, config.endpoints, loopback=loopback, namespace=namespace
         )
         self.realiser = Realiser(
-            *(self.store, self.endpoints, self.placement, ads, now, port_offset),
+            *(self.store, self.endpoints, self.placement, ads, now, port_offset, self.faults),
             freebind=freebind,
         )
         self.realiser.l4.later = self._when_drained
         self.l4 = L4(
-            config, self.store, self.names, self.infrastructure, self.placement, self.realiser.l4
+            config,
+            self.store,
+            self.names,
+            self.infrastructure,
+            self.placement,
+            self.realiser.l4,
+            self.faults,
         )
         self.realiser.gateway.later = self._when_drained
         self.gateway_api = GatewayApi(
@@ -141,6 +166,7 @@ class Reconciler:
             self.placement,
             self.realiser.gateway,
             self.realiser.certificate_of,
+            self.faults,
         )
         self.realiser.uses_secret = self.gateway_api.uses_secret
         self.hosts: dict[str, Placed] = self.realiser.hosts
@@ -154,71 +180,17 @@ class Reconciler:
 
     def apply(self, changes: Iterable[Change]) -> set[str]:
         """Follow a batch of changes to the end; keys of the Ingresses that it touched."""
-        hosts: set[str] = set()
-        services: set[str] = set()
-        secrets: set[str] = set()
-        touched: set[str] = set()
-        echoes: set[str] = set()
-        settings: set[str] = set()
-        vips: list[str] = []
-        slices: list[tuple[str, EndpointSlice | None, EndpointSlice | None]] = []
-        infra = classes = False
+        seen = _Seen()
         for change in self._with_own_class(changes):
-            key, kind = change.key, change.kind
-            if kind == "Ingress":
-                if self.store.take_status(change):  # our own writes come back to us
-                    echoes.add(key)
-                    continue
-                hosts.update(self.store.hosts_of(key))
-                self.store.apply(change)
-                hosts.update(self.store.hosts_of(key))
-                touched.add(key)
-                continue
-            old = self.store.apply(change)
-            self.gateway_api.take(change, old)
-            if isinstance(old, Gateway | GatewayClass | Service) and only_status(old, change.obj):
-                self.l4.touched.add((kind, key))
-                continue
-            match kind:
-                case "Gateway" | "GatewayClass":
-                    self.l4.take(change)
-                case "Service":
-                    self.l4.take(change)
-                    services.add(key)
-                    touched.update(self.store.referrers(kind, key))
-                case "EndpointSlice":
-                    before = cast("EndpointSlice | None", old)
-                    after = cast("EndpointSlice | None", change.obj)
-                    slices.append((key, before, after))
-                    for slice_ in (before, after):
-                        if slice_ is not None and slice_.service:
-                            services.add(slice_.service)
-                case "Secret":
-                    infra = infra or key in self.infrastructure.password_secrets
-                    secrets.add(key)
-                    touched.update(self.store.referrers(kind, key))
-                case "IngressClass":
-                    classes = True
-                    touched.update(self.store.ingresses_of_class(key))
-                case "AviInfraSetting" if _said(old) != _said(change.obj):
-                    infra = True
-                    settings.add(key)
-                case "Namespace" if _annotation(old) != _annotation(change.obj):
-                    self.l4.take(change)
-                    touched.update(self.store.referrers(kind, key))
-                case "Network" if _spec(old) != _spec(change.obj):
-                    infra = True
-                case "ServiceEngineGroup":
-                    infra = True
-                case "VsVip" if self.shared is not None:
-                    vips.append(self.shared.heard(change))
-                case _:
-                    pass  # nothing that anything here depends on
-        if classes:
+            unit = ("change", change.kind, change.key)
+            self.faults.run(unit, f"{change.kind}/{change.key}", self._take, change, seen)
+        if seen.classes:
             self._default_class = default_class(self.store)
-        given = self._hear(vips)
-        if infra := infra or not self.infrastructure.infras:
-            settings.update(self.infrastructure.update())
+        given = self._hear(seen.vips)
+        touched, settings = seen.touched, seen.settings
+        if infra := seen.infra or not self.infrastructure.infras:
+            update = self.infrastructure.update
+            settings.update(self.faults.run(("infrastructure",), "Config", update) or ())
             self.l4.take_settings(settings)
             self.gateway_api.take_settings(settings)
             for setting in settings:
@@ -228,21 +200,77 @@ class Reconciler:
                     else self.store.all("Ingress")
                 )
         for key in touched:
-            hosts.update(self.store.hosts_of(key))
-        for key in secrets:
+            seen.hosts.update(self.store.hosts_of(key))
+        for key in seen.secrets:
             self.realiser.take_certificate(key)
         left_out = self.endpoints.know_vips(*self._vips()) if infra else set()
-        for one in slices:
-            left_out |= self.endpoints.take(*one)
-        services |= left_out
-        echoes |= self._touch_users(left_out)
-        self.realiser.endpoints(
-            services
-        )  # of clusters that are there; those to come are made with them
-        self._follow(hosts, given)
-        self.realiser.push_secrets(secrets)
+        for one in seen.slices:
+            slice_unit = ("endpoints", one[0])
+            run = self.faults.run
+            left_out |= (
+                run(slice_unit, f"EndpointSlice/{one[0]}", self.endpoints.take, *one) or set()
+            )
+        seen.services |= left_out
+        seen.echoes |= self._touch_users(left_out)
+        # Of clusters that are there; those to come are made with their endpoints.
+        self.realiser.endpoints(seen.services)
+        self._follow(seen.hosts, given)
+        self.realiser.push_secrets(seen.secrets)
         self.realiser.publish()
-        return touched | echoes
+        return touched | seen.echoes
+
+    def _take(self, change: Change, seen: _Seen) -> None:
+        """Take in one change; ``seen`` is told what it concerns."""
+        key, kind = change.key, change.kind
+        if kind == "Ingress":
+            if self.store.take_status(change):  # our own writes come back to us
+                seen.echoes.add(key)
+                return
+            seen.hosts.update(self.store.hosts_of(key))
+            self.store.apply(change)
+            seen.hosts.update(self.store.hosts_of(key))
+            seen.touched.add(key)
+            return
+        old = self.store.apply(change)
+        self.gateway_api.take(change, old)
+        if isinstance(old, Gateway | GatewayClass | Service) and only_status(old, change.obj):
+            self.l4.touched.add((kind, key))
+            return
+        match kind:
+            case "Gateway" | "GatewayClass":
+                self.l4.take(change)
+            case "Service":
+                self.l4.take(change)
+                seen.services.add(key)
+                seen.touched.update(self.store.referrers(kind, key))
+            case "EndpointSlice":
+                before = cast("EndpointSlice | None", old)
+                after = cast("EndpointSlice | None", change.obj)
+                seen.slices.append((key, before, after))
+                for slice_ in (before, after):
+                    if slice_ is not None and slice_.service:
+                        seen.services.add(slice_.service)
+            case "Secret":
+                seen.infra = seen.infra or key in self.infrastructure.password_secrets
+                seen.secrets.add(key)
+                seen.touched.update(self.store.referrers(kind, key))
+            case "IngressClass":
+                seen.classes = True
+                seen.touched.update(self.store.ingresses_of_class(key))
+            case "AviInfraSetting" if _said(old) != _said(change.obj):
+                seen.infra = True
+                seen.settings.add(key)
+            case "Namespace" if _annotation(old) != _annotation(change.obj):
+                self.l4.take(change)
+                seen.touched.update(self.store.referrers(kind, key))
+            case "Network" if _spec(old) != _spec(change.obj):
+                seen.infra = True
+            case "ServiceEngineGroup":
+                seen.infra = True
+            case "VsVip" if self.shared is not None:
+                seen.vips.append(self.shared.heard(change))
+            case _:
+                pass  # nothing that anything here depends on
 
     def _vips(self) -> tuple[dict[str, NetworkSpec], frozenset[str]]:
         """Where VIPs are, and may be.  Cost: all virtual services."""
@@ -475,13 +503,22 @@ class Reconciler:
         """Who serves this Ingress, as things are now."""
         return govern(ingress, self.store, self._default_class)
 
+    def _governed(self, ingress: Ingress) -> Governed | None:
+        key = ingress.metadata.key
+        return self.faults.run(("class", key), f"Ingress/{key}", self.governed, ingress)
+
+    def is_ours(self, ingress: Ingress) -> bool:
+        """Whether we serve this Ingress, as far as we can tell."""
+        by = self._governed(ingress)
+        return by is not None and by.ours
+
     def _claims(self, host: str) -> list[tuple[Ingress, str]]:
         """The Ingresses of ours that name the host, oldest first, with their settings."""
         out: list[tuple[Ingress, str]] = []
         for key in self.store.ingresses_of_host(host):
             ingress = cast(Ingress, self.store.ingress(key))
-            by = self.governed(ingress)
-            if by.ours and by.setting in self.infrastructure.infras:
+            by = self._governed(ingress)
+            if by is not None and by.ours and by.setting in self.infrastructure.infras:
                 out.append((ingress, by.setting))
         if len(out) > 1:
             out.sort(key=lambda c: (c[0].metadata.creation_timestamp or "~", c[0].metadata.key))
@@ -502,6 +539,8 @@ class Reconciler:
             self.host_refusals.pop(host, None)
             if not claims:
                 self._remove(host)
+                if self.faults:
+                    self.faults.over(("host", host))
                 continue
             setting = claims[0][1]
             mine = [ingress for ingress, other in claims if other == setting]
@@ -519,17 +558,65 @@ class Reconciler:
                 if service.name not in settled:
                     settled.add(service.name)
                     self._settle(service, infra, move)
-                model, no = host_model(host, setting, dedicated, mine, self.store, self.names)
-                if no:
-                    said = self.host_refusals.setdefault(host, {})
-                    for key, refusals in no.items():
-                        said.setdefault(key, []).extend(refusals)
-                self._place(host, model, service, move)
+                try:
+                    self._serve(host, dedicated, mine, service, move)
+                except Exception:
+                    self._serve_without_faulty(host, dedicated, mine, service, move)
+                else:
+                    if self.faults:
+                        self.faults.over(("host", host))
         for name in again:
             if (known := self.placement.services.get(name)) is not None and not known.closed:
                 self._settle(known, known.infra, move)
         self._retry_waiting(move)
         self._begin(move)
+
+    def _model(
+        self, host: str, service: VirtualService, dedicated: bool, mine: Iterable[Ingress]
+    ) -> tuple[HostModel, dict[str, list[Refusal]]]:
+        return host_model(host, service.infra.setting, dedicated, mine, self.store, self.names)
+
+    def _serve(
+        self,
+        host: str,
+        dedicated: bool,
+        mine: list[Ingress],
+        service: VirtualService,
+        move: Move,
+    ) -> None:
+        """Translate a host from its Ingresses, place and realise it."""
+        model, no = self._model(host, service, dedicated, mine)
+        if no:
+            said = self.host_refusals.setdefault(host, {})
+            for key, refusals in no.items():
+                said.setdefault(key, []).extend(refusals)
+        self._place(host, model, service, move)
+
+    def _serve_without_faulty(
+        self,
+        host: str,
+        dedicated: bool,
+        mine: list[Ingress],
+        service: VirtualService,
+        move: Move,
+    ) -> None:
+        """We failed over a host: leave out the Ingresses that we fail over, and tell them."""
+
+        def attempt(some: list[Ingress]) -> None:
+            self.realiser.attempt(self._model(host, service, dedicated, some)[0], service)
+
+        good, bad = without_faulty(mine, attempt)
+        try:
+            if good:
+                self._serve(host, dedicated, good, service, move)
+        except Exception as err:
+            good, bad = [], [(one, err) for one in mine]
+        if not good:
+            self._remove(host)
+        self.faults.put(
+            ("host", host),
+            [self.faults.refusal(f"Ingress/{one.metadata.key}", err) for one, err in bad],
+        )
 
     def _begin(self, move: Move) -> None:
         """Publish the new places of a move; the old ones serve on until it is finished."""
@@ -578,7 +665,8 @@ class Reconciler:
         self.realiser.vs_touched.add(service.name)
         before = list(service.homes)
         home = self.placement.settle(service)
-        if service.listeners is None and old_listeners != infra.listeners:
+        failed = self.realiser.failed(service)
+        if service.listeners is None and (old_listeners != infra.listeners or failed):
             for old in before:
                 self.realiser.drop_ports(service, old, set(old_listeners) - set(infra.listeners))
                 self.realiser.put_listeners(service, old)

@@ -245,16 +245,21 @@ class RouteHealth:
             await self._due.wait()
             self._due.clear()
             began = loop.time()
-            self.announcements.follow()
+            run = self._at.faults.run
+            run(("announcements",), "Config", self.announcements.follow)
             self._engines.look_round()
             handing = self._who_hand_over()
             for name, process in self._engines.running.items():
-                if address := self._engines.address(name):
-                    group = process.group
-                    handed = self.announcements.handed(group) if group in handing else None
-                    self._engines.route(name, self.config(name, address), handed)
+                group = process.group
+                unit, object_ = ("router", name), f"ServiceEngine/{name}"
+                run(unit, object_, self._route, name, group, hands_over=group in handing)
             # When Service Engines come, thousands of virtual services are looked at anew.
             await asyncio.sleep(min(_REST * (loop.time() - began), _REST_MAX_S))
+
+    def _route(self, name: str, group: str, *, hands_over: bool) -> None:
+        if address := self._engines.address(name):
+            handed = self.announcements.handed(group) if hands_over else None
+            self._engines.route(name, self.config(name, address), handed)
 
     def _who_hand_over(self) -> set[str]:
         """The groups of Service Engines here whose flows are handed over."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from akocore import status, status_gateway, status_l4
 from akocore.config import Config
@@ -40,6 +40,7 @@ __all__ = ["Serve", "of_directory"]
 
 log = logging.getLogger(__name__)
 
+L4_KINDS: Final = ("Gateway", "GatewayClass", "Service")
 _UPKEEP_S = 1.0
 _PART = 1000  # Ingresses of the first batch that are applied at once: some 70 ms
 
@@ -298,6 +299,7 @@ class Serve:
         await self._commit()
         self._say(touched)
         self._say_l4()
+        self.say_faults()
         infrastructure, named = self.reconciler.infrastructure, self.reconciler.gateway_api.named
         passwords = infrastructure.password_secrets
         if self._count_secrets(touched) or named != self._named or passwords != self._passwords:
@@ -345,12 +347,40 @@ class Serve:
     ) -> None:
         """Events of these objects, and status of those of kinds that have it (None: all)."""
         for kind, key in touched:
-            if (refusals := refusals_of(self.reconciler, kind, key)) is None:
-                self.events.forget(f"{kind}/{key}")
+            object_ = f"{kind}/{key}"
+            faults = self.reconciler.faults
+            unit = ("status", object_)
+            refusals = faults.run(unit, object_, refusals_of, self.reconciler, kind, key)
+            if refusals is None and not faults.of(object_):
+                self.events.forget(object_)
             else:
-                self.events.refusals(f"{kind}/{key}", refusals)
+                self.events.refusals(object_, refusals or faults.of(object_))
             if self.sink is not None and (written is None or kind in written):
                 self.sink.touch(kind, key)
+
+    def say_faults(self) -> None:
+        """Events and status of the objects that we failed over, or no longer do."""
+        at = self.reconciler
+        for _ in range(2):  # a status that can be told again is told without its own fault
+            touched, at.faults.touched = at.faults.touched, set()
+            for object_ in sorted(touched):
+                kind, _, key = object_.partition("/")
+                if kind == "Ingress":
+                    self._say({key})
+                elif kind in L4_KINDS and (kind != "Service" or key in at.l4.services):
+                    at.l4.touched.add((kind, key))
+                elif kind in gateway_status.KINDS:
+                    at.gateway_api.touched.add((kind, key))
+                elif kind in ("AviInfraSetting", "Network"):
+                    self.events.refusals(object_, at.infrastructure.refusals(kind, key))
+                    if self.sink is not None:
+                        self.sink.touch(kind, key)
+                else:
+                    self.events.refusals(object_, at.faults.of(object_))
+                if kind == "Service":
+                    self._say(set(at.store.referrers(kind, key)))
+                    at.gateway_api.touch_referrers(object_)
+            self._say_l4()
 
     def _lead(self, held: bool) -> None:
         if not self.ready.is_set():
@@ -377,7 +407,7 @@ class Serve:
         at = self.reconciler
         for key in touched:
             ingress = at.store.ingress(key)
-            ours = ingress is not None and at.governed(ingress).ours
+            ours = ingress is not None and at.is_ours(ingress)
             now = frozenset(s for s, _ in at.store.view(key).tls.values()) if ours else frozenset()
             old = self._secrets_of.pop(key, frozenset())
             if now:
@@ -399,10 +429,13 @@ class Serve:
         at = self.reconciler
         self._touch(touched)
         for key in touched:
+            object_ = f"Ingress/{key}"
             if at.store.ingress(key) is None:
-                self.events.forget(f"Ingress/{key}")
+                self.events.forget(object_)
             else:
-                self.events.refusals(f"Ingress/{key}", status.ingress_refusals(at, key))
+                unit = ("status", object_)
+                found = at.faults.run(unit, object_, status.ingress_refusals, at, key)
+                self.events.refusals(object_, at.faults.of(object_) if found is None else found)
         said = (at.infrastructure.setting_refusals, at.infrastructure.network_refusals)
         if said[0] is not self._said[0] or said[1] is not self._said[1]:
             for name, refusals in at.infrastructure.setting_refusals.items():
@@ -456,10 +489,14 @@ class Serve:
             self.ads.retry_listeners()
             if self.routes is not None and self.routes.lacks:
                 self._engines_due.set()
-            self._say(self.reconciler.realiser.expire())
-            if self.reconciler.follow_expired():
-                self._placed()
-                self._say_l4()
+            self.reconciler.faults.run(("upkeep",), "Config", self._follow_expired)
+            self.say_faults()
+
+    def _follow_expired(self) -> None:
+        self._say(self.reconciler.realiser.expire())
+        if self.reconciler.follow_expired():
+            self._placed()
+            self._say_l4()
 
     def _give_back(self, slack: Slack) -> None:
         done, waiting = self.source.received.total(), self.source.waiting

@@ -168,6 +168,9 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
             no(field, "EngineRejected", f"{engine}: {words}")
     if at.endpoints:
         out += _left_out(at, key, seen)
+    out += at.faults.of(f"Ingress/{key}")
+    if at.faults:
+        out += _faults_behind(at, ingress)
     for secret, field in seen.tls.values():
         found = at.realiser.certificate_of(secret)
         if found is None:
@@ -190,6 +193,24 @@ def _left_out(at: Reconciler, key: str, seen: IngressView) -> list[Refusal]:
         not_allowed(f"Ingress/{key}", field, service, found)
         for service, field in fields.items()
         if (found := at.endpoints.of_service(service))
+    ]
+
+
+def _faults_behind(at: Reconciler, ingress: Ingress) -> list[Refusal]:
+    """Faults of ours over the Services that an Ingress names."""
+    namespace, key = ingress.metadata.namespace, ingress.metadata.key
+    seen = at.store.view(key)
+    paths = [path for paths in seen.hosts.values() for path in paths]
+    paths += [seen.default] if seen.default is not None else []
+    return [
+        Refusal(
+            object=f"Ingress/{key}",
+            field=path.field,
+            reason=said.reason,
+            remedy=f"Service {namespace}/{path.service}: {said.remedy}",
+        )
+        for path in paths
+        for said in at.faults.of(f"Service/{namespace}/{path.service}")
     ]
 
 
@@ -394,7 +415,7 @@ def settings(at: Reconciler) -> list[dict[str, Any]]:
             if infra
             else {}
         )
-        status = accepted(at.infrastructure.setting_refusals.get(key, ()))
+        status = accepted(at.infrastructure.refusals("AviInfraSetting", key))
         out.append({"metadata": {"name": key}, "status": {**status, "inForce": force}})
     return out
 

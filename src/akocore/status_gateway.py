@@ -447,8 +447,23 @@ def route(at: Reconciler, id_: RouteId) -> list[tuple[ParentReference, tuple[Say
     return [(refs[i], _parent(at, state, found)) for i, (_, found) in sorted(state.parents.items())]
 
 
-def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says, ...]:
+def _findings(at: Reconciler, state: RouteState) -> tuple[Finding, ...]:
+    """What is wrong with a route: as it was translated, and faults of ours over it since."""
     found = state.rules.findings
+    if not at.faults:
+        return found
+    object_ = f"{state.route.KIND}/{state.route.metadata.key}"
+    mine = [Finding("PartiallyInvalid", one) for one in at.faults.of(object_)]
+    for ref in sorted(one for one in state.rules.refers if one.startswith("Service/")):
+        for said in at.faults.of(ref):
+            remedy = f"{ref.replace('/', ' ', 1)}: {said.remedy}"
+            refusal = Refusal(object=object_, field="spec.rules", reason=said.reason, remedy=remedy)
+            mine.append(Finding("PartiallyInvalid", refusal))
+    return (*found, *mine)
+
+
+def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says, ...]:
+    found = _findings(at, state)
     dropped = first(found, "PartiallyInvalid")
     if not attached.accepted:
         accepted = Says("Accepted", False, attached.reason, attached.message)
@@ -539,7 +554,7 @@ def _route_refusals(at: Reconciler, id_: RouteId) -> list[Refusal] | None:
     if state is None:
         return None
     object_ = f"{id_[0]}/{id_[1]}"
-    out = [one.refusal for one in state.rules.findings]
+    out = [one.refusal for one in _findings(at, state)]
     for i, (_, found) in sorted(state.parents.items()):
         said = _parent(at, state, found)[0]
         if not said.true and not state.rules.none:
@@ -656,7 +671,8 @@ def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
         mine = f"{GATEWAY}/{key}"
         found = [*state.findings, *_vip_findings(at, state)]
         found += [f for view in state.listeners.values() for f in view.findings]
-        return list(dict.fromkeys(f.refusal for f in found if f.refusal.object == mine))
+        refused = [f.refusal for f in found if f.refusal.object == mine]
+        return list(dict.fromkeys((*refused, *at.faults.of(mine))))
     if kind == "ListenerSet":
         if key not in at.store.all(kind):
             return None
@@ -667,7 +683,10 @@ def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
         return list(dict.fromkeys(f.refusal for view in views for f in view.findings))
     if kind == "BackendTLSPolicy":
         known = key in at.gateway_api.policies
-        return [one.refusal for one in _policy_findings(at, key)] if known else None
+        if not known:
+            return None
+        refused = [one.refusal for one in _policy_findings(at, key)]
+        return [*refused, *at.faults.of(f"BackendTLSPolicy/{key}")]
     return _route_refusals(at, (kind, key))
 
 

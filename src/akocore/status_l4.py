@@ -186,7 +186,7 @@ def gateway_refusals(at: Reconciler, key: str) -> list[Refusal]:
     by = govern_gateway(obj, at.store, at.infrastructure.infras)
     if not by.ours:
         return [by.refusal] if by.refusal is not None else []
-    out = [*seen.refusals, *at.l4.refusals(object_, front)]
+    out = [*seen.refusals, *at.l4.refusals(object_, front), *at.faults.of(object_)]
     out += _vip_refusals(at, front, object_)
     if at.endpoints:
         for one in at.l4.services_of(front):
@@ -205,7 +205,7 @@ def gateway_refusals(at: Reconciler, key: str) -> list[Refusal]:
 def service_refusals(at: Reconciler, key: str) -> list[Refusal]:
     """Everything that keeps a Service of L4 from being served to the letter."""
     seen = at.l4.services[key]
-    out = list(seen.refusals)
+    out = [*seen.refusals, *at.faults.of(f"Service/{key}")]
     for front in seen.fronts:
         out += _front_refusals(at, key, seen, front)
     if left_out := at.endpoints.of_service(key):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import cast
 
+from akocore.faults import Faults
 from akocore.index import Index
 from akocore.kube.objects import (
     AviInfraSetting,
@@ -32,7 +33,8 @@ NO_CLASS = ""  # what an Ingress without a class refers to
 class Store:
     """The state of the source as last seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults | None = None) -> None:
+        self._faults = faults if faults is not None else Faults()
         self._objects: dict[str, dict[str, Object]] = {}
         self._views: dict[str, IngressView] = {}
         self._slices: dict[str, tuple[EndpointSlice, ...]] = {}
@@ -144,10 +146,12 @@ class Store:
         return True
 
     def _index_ingress(self, key: str, before: Ingress | None, after: Ingress | None) -> None:
-        old = self._views.pop(key, None)
-        new = None if after is None else view(after)
+        # First what may fail.
+        new = None if after is None else self._view(after)
+        old = self._views.get(key)
         named = set() if before is None or old is None else refers(before, old)
         names = set() if after is None or new is None else refers(after, new)
+        self._views.pop(key, None)
         for ref in named - names:
             self._referrers.discard(ref, key)
         for ref in names - named:
@@ -160,6 +164,13 @@ class Store:
             self._views[key] = new
             for host in new.hosts:
                 self._hosts.add(host, key)
+
+    def _view(self, ingress: Ingress) -> IngressView:
+        try:
+            return view(ingress)
+        except Exception as err:
+            refusal = self._faults.refusal(f"Ingress/{ingress.metadata.key}", err)
+            return IngressView({}, None, {}, (refusal,))
 
     def _index_slice(self, old: EndpointSlice | None, change: Change) -> None:
         if old is not None and old.service is not None:

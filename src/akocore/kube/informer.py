@@ -283,10 +283,15 @@ class Informer:
         """What the server said, decoded; nothing is made of it yet."""
         try:
             obj = self._decode.decode(raw)
+            share(obj)
+            return _Seen(obj.key, obj)
         except msgspec.ValidationError as err:
             return _Seen(self._decode_meta.decode(raw).metadata.key, str(err))
-        share(obj)
-        return _Seen(obj.key, obj)
+        except Exception as err:  # a fault of ours: the other objects are read
+            key = self._decode_meta.decode(raw).metadata.key
+            kind = self.resource.kind.KIND
+            log.exception("event=internal_error object=%s/%s", kind, key)
+            return _Seen(key, f"akocore can't read it ({type(err).__name__})")
 
     def _change(self, seen: _Seen) -> Change | None:
         """None: known already as it is, or not to be read (then it stays as it was)."""

@@ -206,7 +206,12 @@ class StatusWriter:
                 await self._try(*taken)
             elif self._events:
                 _, event = self._events.popitem(last=False)
-                await self._write_event(event)
+                unit = ("event", event.object)
+                try:
+                    await self._write_event(event)
+                    self._at.faults.over(unit)
+                except Exception as err:  # of ours: another event is written all the same
+                    self._at.faults.note(unit, event.object, err, "status")
             elif not self._listed:
                 await self._clean()
             else:
@@ -237,19 +242,11 @@ class StatusWriter:
     async def _try(self, kind: str, key: str) -> None:
         at = (kind, key)
         self._busy.add(at)
+        faults, unit = self._at.faults, ("written", kind, key)
         wait = 0.0
         try:
-            match kind:
-                case "Ingress":
-                    await self._write_ingress(key)
-                case "AviInfraSetting" | "Network":
-                    await self._write_accepted(kind, key)
-                case "GatewayClass" | "Gateway" | "Service":
-                    await self._write_l4(kind, key)
-                case _ if kind in gateway_status.KINDS:
-                    wait = await self._write_gateway_api(kind, key)
-                case _:
-                    wait = await self._write_mirror(kind, key)
+            wait = await self._write(kind, key)
+            faults.over(unit)
         except (ApiError, TimeoutError) as err:
             code = err.code if isinstance(err, ApiError) else 0
             if code == 409:
@@ -258,6 +255,11 @@ class StatusWriter:
                 self.failed += 1
                 log.warning("event=status_not_written object=%s/%s why=%r", kind, key, str(err))
                 wait = max(err.retry_after_s if isinstance(err, ApiError) else 0.0, _AGAIN_S)
+        except Exception as err:  # a fault of ours: the object is told, the others are written
+            self.failed += 1
+            if not faults.failed(unit):
+                faults.note(unit, f"{kind}/{key}", err, "status")
+                self._serve.say_faults()
         finally:
             self._busy.discard(at)
         if wait:
@@ -267,6 +269,21 @@ class StatusWriter:
         elif at in self._again:
             self._again.discard(at)
             self.touch(kind, key)
+
+    async def _write(self, kind: str, key: str) -> float:
+        """Make one status or mirror true; how long to wait with it, or 0."""
+        match kind:
+            case "Ingress":
+                await self._write_ingress(key)
+            case "AviInfraSetting" | "Network":
+                await self._write_accepted(kind, key)
+            case "GatewayClass" | "Gateway" | "Service":
+                await self._write_l4(kind, key)
+            case _ if kind in gateway_status.KINDS:
+                return await self._write_gateway_api(kind, key)
+            case _:
+                return await self._write_mirror(kind, key)
+        return 0.0
 
     def _due_again(self, kind: str, key: str) -> None:
         self._delayed.discard((kind, key))
@@ -420,12 +437,7 @@ class StatusWriter:
         obj = self._at.store.all(kind).get(key)
         if not isinstance(obj, AviInfraSetting | Network):
             return
-        infrastructure = self._at.infrastructure
-        refusals = (
-            infrastructure.setting_refusals
-            if kind == "AviInfraSetting"
-            else infrastructure.network_refusals
-        ).get(key, ())
+        refusals = self._at.infrastructure.refusals(kind, key)
         said = status.accepted(refusals)
         reason = next((r.reason for r in refusals if not r.warning), "Accepted")
         old = next((c for c in obj.status.conditions if c.type == "Accepted"), None)

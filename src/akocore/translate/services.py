@@ -25,9 +25,11 @@ __all__ = [
     "Front",
     "ServiceView",
     "is_address",
+    "is_attached",
     "pool_of",
     "proxy_problem",
     "proxy_protocol",
+    "refused",
     "service_listener",
     "view",
 ]
@@ -118,6 +120,34 @@ def is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_attached(service: Service) -> bool:
+    """Whether its labels choose a Gateway."""
+    labels = service.metadata.labels or {}
+    return GATEWAY_NAMESPACE in labels or GATEWAY_NAME in labels
+
+
+def refused(service: Service, refusal: Refusal) -> ServiceView:
+    """The view of a Service of which nothing can be served."""
+    meta = service.metadata
+    return ServiceView(
+        key=meta.key,
+        front=None,
+        second=None,
+        family="",
+        dual="",
+        ports={},
+        shown=True,
+        address="",
+        address_field="",
+        setting=None,
+        sticky=False,
+        ranges=(),
+        labels=frozenset(),
+        refusals=(refusal,),
+        age=(meta.creation_timestamp or "~", meta.key),
+    )
 
 
 def view(service: Service, default_controller: bool) -> ServiceView | None:

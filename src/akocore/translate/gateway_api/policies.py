@@ -12,7 +12,7 @@ from akocore.model_http import BackendTls
 from akocore.translate.gateway_api.found import Finding, Type
 from akocore.translate.gateway_api.listeners import Check
 
-__all__ = ["PolicyView", "Target", "view"]
+__all__ = ["PolicyView", "Target", "refused", "view"]
 
 Target = tuple[str, str]
 """(Service's key, its port's name or "" for all of them)."""
@@ -28,6 +28,16 @@ class PolicyView(Struct, frozen=True, gc=False):
     tls: BackendTls | None
     findings: tuple[Finding, ...]
     age: tuple[str, str]
+
+
+def refused(policy: BackendTLSPolicy, refusal: Refusal) -> PolicyView:
+    """The view of a policy that can't be applied: its targets get a 5xx."""
+    meta = policy.metadata
+    targets = tuple(
+        (f"{meta.namespace}/{ref.name}", ref.section_name) for ref in policy.spec.target_refs
+    )
+    age = (meta.creation_timestamp or "~", meta.key)
+    return PolicyView(targets, None, (Finding("Accepted", refusal),), age)
 
 
 def view(policy: BackendTLSPolicy, check: Check, authorities: Callable[[str], str]) -> PolicyView:

@@ -20,6 +20,7 @@ from akocore.kube.gateway_objects import (
     Route,
     TLSRoute,
 )
+from akocore.model import Refusal
 from akocore.model_http import (
     Backend,
     HttpHost,
@@ -36,7 +37,7 @@ from akocore.translate.gateway_api.filters import TOKEN, Filters, filters
 from akocore.translate.gateway_api.found import Finding
 from akocore.translate.gateway_api.hostnames import is_hostname
 
-__all__ = ["RouteRules", "host", "rules_of", "with_certificate"]
+__all__ = ["RouteRules", "host", "refused", "rules_of", "with_certificate"]
 
 Precedence = tuple[int, int, int, int, int]
 """Of two matches the lesser is tried first."""
@@ -59,6 +60,12 @@ class RouteRules(Struct, frozen=True, gc=False):
     hostnames: tuple[str, ...]  # those that can be
     named: bool  # whether it names any at all: without a good one it is nobody's then
     none: bool  # not one of its rules can be served
+
+
+def refused(refusal: Refusal) -> RouteRules:
+    """The rules of a route of which nothing can be served."""
+    found = (Finding("PartiallyInvalid", refusal),)
+    return RouteRules((), (), (), found, frozenset(), (), named=True, none=True)
 
 
 def rules_of(route: Route, context: Context) -> RouteRules:
