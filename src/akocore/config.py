@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from akocore.client_limits import ClientLimits
 from akocore.kube.objects import AddressRange, NetworkSpec, ServiceEngineGroupSpec
 
 __all__ = [
@@ -65,6 +66,9 @@ class Defaults(_Section, frozen=True):
     bgp_peer_labels: Annotated[
         tuple[str, ...], Meta(description="to peers with these labels; none: to all")
     ] = ()
+    client_limits: Annotated[
+        ClientLimits, Meta(description="what clients may take of a Service Engine")
+    ] = ClientLimits()
 
 
 class IngressClassConfig(_Section, frozen=True):

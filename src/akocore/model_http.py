@@ -165,7 +165,8 @@ class HttpRule(Struct, frozen=True, gc=False):
 
     ``redirect`` goes before backends; without either and without ``backends`` it is a 500.
     ``answer``: a status given at once, whatever else is here.  ``grpc``: a rule of a GRPCRoute,
-    whose missing backends are UNAVAILABLE.
+    whose missing backends are UNAVAILABLE.  ``unhurried``: a timeout of 0 was asked for in so many
+    words, so its requests may be silent for as long as they like.
     """
 
     name: str
@@ -185,6 +186,7 @@ class HttpRule(Struct, frozen=True, gc=False):
     retry: Retry | None = None
     session: Session | None = None
     grpc: bool = False
+    unhurried: bool = False
 
 
 class HttpHost(Struct, frozen=True, gc=False):

@@ -337,6 +337,7 @@ class Realiser:
                 http2=port.http2,
                 port_offset=self.port_offset,
                 freebind=self.freebind,
+                limits=service.infra.limits,
             )
             self._put(home.group, one)
             self._put(home.group, floor_scope(service.name, port.port))

@@ -112,6 +112,7 @@ class GatewayRealiser:
             model,
             tls=at.chain != "http",
             port_offset=self._port_offset,
+            limits=service.infra.limits,
         )
 
     def _publish(
@@ -228,7 +229,13 @@ class GatewayRealiser:
         at = (service.name, home.address, model.port)
         if model.udp:
             return gateway_udp(*at, model.udp, self._port_offset, freebind=self._freebind)
-        return gateway_listener(*at, model.chains, self._port_offset, freebind=self._freebind)
+        return gateway_listener(
+            *at,
+            model.chains,
+            self._port_offset,
+            freebind=self._freebind,
+            limits=service.infra.limits,
+        )
 
     def _keys_of_port(self, model: GatewayPort) -> set[str]:
         shares = [*model.udp, *(one for chain in model.chains for one in chain.tcp or ())]

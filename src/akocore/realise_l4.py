@@ -144,6 +144,7 @@ class L4Realiser:
                 out[place] = l4_listener(
                     *(service.name, home.address, *at, model.pool, self._port_offset),
                     freebind=self._freebind,
+                    limits=service.infra.limits,
                 )
         return out
 

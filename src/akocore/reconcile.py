@@ -660,7 +660,7 @@ class Reconciler:
 
     def _settle(self, service: VirtualService, infra: Infra, move: Move) -> None:
         """Give a virtual service the listeners that its setting wants, where it wants them."""
-        old_listeners = service.infra.listeners
+        old_listeners, old_limits = service.infra.listeners, service.infra.limits
         service.infra = infra
         self.realiser.vs_touched.add(service.name)
         before = list(service.homes)
@@ -672,6 +672,10 @@ class Reconciler:
                 self.realiser.put_listeners(service, old)
             for host in service.hosts:
                 self.realiser.realise(host, self.hosts[host])
+        elif old_limits != infra.limits:
+            for old in before:
+                if (old.group, old.address) not in service.silent:
+                    self.realiser.put_listeners(service, old)
         if service.closed:
             service.closed = False
             for old in service.homes:

@@ -10,6 +10,7 @@ import pytest
 
 from akocore import __version__
 from akocore.cli.install import chart_files
+from akocore.client_limits import ClientLimits
 from akocore.config import Config
 
 CHART = Path(__file__).parents[2] / "deploy" / "chart"
@@ -43,3 +44,13 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     asked = set(re.findall(r"akocore_[a-z_]+", (CHART / "files/dashboard.json").read_text()))
     bare = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
     assert bare - {"akocore"} <= there
+
+
+def test_limits_of_clients_are_those_of_the_configuration() -> None:
+    schema = msgspec.json.decode((CHART / "values.schema.json").read_bytes())
+    told = schema["properties"]["clientLimits"]["properties"]
+    fields = msgspec.json.schema(ClientLimits)["$defs"]["ClientLimits"]["properties"]
+    kept = ("type", "minimum", "maximum", "enum")
+    assert told == {
+        name: {key: field[key] for key in kept if key in field} for name, field in fields.items()
+    }

@@ -139,6 +139,8 @@ def _schema(of: inspect.Type) -> dict[str, Any]:
             return {"type": "integer", **{k: v for k, v in bounds.items() if v is not None}}
         case inspect.FloatType():
             return {"type": "number"}
+        case inspect.LiteralType(values=values):
+            return {"type": "string", "enum": sorted(values)}
         case inspect.DictType(value_type=value):
             return {"type": "object", "additionalProperties": _schema(value)}
         case inspect.VarTupleType(item_type=item):

@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from akocore.client_limits import ClientLimitsPart
 from akocore.kube.gateway_objects import GATEWAY_KINDS, ConfigMap, CustomResourceDefinition
 from akocore.kube.meta import Condition, LabelledMeta, LabelSelector, Object, ObjectMeta, Part, Port
 from akocore.model import Refusal
@@ -293,6 +294,7 @@ class AviInfraSettingSpec(Part, frozen=True):
     se_group: SeGroupRef | None = None
     network: InfraNetwork | None = None
     l7_settings: L7Settings | None = None
+    client_limits: ClientLimitsPart | None = None
     nsx_settings: NsxSettings | None = None
 
 

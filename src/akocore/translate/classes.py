@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from akocore.client_limits import ClientLimits
 from akocore.config import Defaults, ShardSize
 from akocore.kube.objects import (
     AviInfraSettingSpec,
@@ -129,6 +130,7 @@ class Infra(Struct, frozen=True, gc=False):
     bgp_peer_labels: tuple[str, ...] = ()  # only to peers with one of them; (): to all
     scale_out: int = 0  # Service Engines of each virtual service; 0: as its group has it
     other_network: str = ""  # of the other address family: of Services with VIPs of both
+    limits: ClientLimits = ClientLimits()
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -282,7 +284,8 @@ def infra_of(
     ports = tuple(sorted(listeners.values(), key=lambda listener: listener.port))
     rhi = spec.network is not None and bool(spec.network.enable_rhi)
     labels = tuple(spec.network.bgp_peer_labels) if spec.network is not None else ()
-    return Infra(setting, group, network, size, ports, rhi, labels, engines, other), ()
+    limits = defaults.client_limits.with_part(spec.client_limits)
+    return Infra(setting, group, network, size, ports, rhi, labels, engines, other, limits), ()
 
 
 def _alike(networks: Mapping[str, NetworkSpec], one: str, other: str) -> bool:

@@ -38,6 +38,7 @@ from envoy.type.v3 import percent_pb2
 from google.protobuf import any_pb2
 from xds.type.matcher.v3 import matcher_pb2
 
+from akocore.client_limits import ClientLimits
 from akocore.engines.envoy.gateway_cluster import (
     NOWHERE,
     gateway_cluster,
@@ -52,6 +53,7 @@ from akocore.engines.envoy.http_rule import (
     routes,
 )
 from akocore.engines.envoy.l4 import l4_name
+from akocore.engines.envoy.limits import limit_chain, limit_listener, seconds
 from akocore.engines.envoy.resources import (
     ADS,
     COLLECTIONS,
@@ -135,13 +137,23 @@ def _any_scope(exact: bool) -> scoped_route_pb2.ScopedRouteConfiguration:
 
 
 def http_scope(
-    vs: str, port: int, chain: str, host: HttpHost, *, tls: bool = False, port_offset: int = 0
+    vs: str,
+    port: int,
+    chain: str,
+    host: HttpHost,
+    *,
+    tls: bool = False,
+    port_offset: int = 0,
+    limits: ClientLimits = ClientLimits(),  # noqa: B008
 ) -> Encoded:
-    """What a host serves in one chain of a port.  ``tls``: clients come to it over TLS."""
+    """What a host serves in one chain of a port.
+
+    ``tls``: clients come to it over TLS; ``limits``: those of its listener.
+    """
     out, virtual_host = _scope(vs, port, chain, host.host)
     virtual_host.retry_policy.CopyFrom(unseen_retry())
     exact = "" if host.host.startswith("*") else host.host
-    at = At(exact, port, tls, port_offset)
+    at = At(exact, port, tls, port_offset, limits.stream_idle_seconds)
     for rule in host.rules:
         virtual_host.routes.extend(routes(rule, at))
     _not_found(virtual_host)
@@ -230,7 +242,9 @@ def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
     auth.with_request_body.pack_as_bytes = True
     out.append(_filter(AUTH, packed(auth)))
     out.append(_filter(SESSION, packed(stateful_session_pb2.StatefulSession())))
-    out.append(_filter("envoy.filters.http.router", packed(router_pb2.Router())))
+    out.append(
+        _filter("envoy.filters.http.router", packed(router_pb2.Router(suppress_envoy_headers=True)))
+    )
     return tuple(out)
 
 
@@ -253,6 +267,7 @@ def gateway_listener(
     port_offset: int = 0,
     *,
     freebind: bool = False,
+    limits: ClientLimits = ClientLimits(),  # noqa: B008
 ) -> Encoded:
     """One TCP port of a Gateway on one address.
 
@@ -270,13 +285,21 @@ def gateway_listener(
     if any(chain.tls is not None or chain.passthrough for chain in chains):
         sni = out.listener_filters.add(name="envoy.filters.listener.tls_inspector")
         sni.typed_config.Pack(tls_inspector_pb2.TlsInspector())
+    limit_listener(out, limits)
     for chain in sorted(chains, key=lambda one: one.name):
-        _chain(out.filter_chains.add(name=chain.name), vs, port, chain)
+        _chain(out.filter_chains.add(name=chain.name), vs, port, chain, limits)
     asked = tuple(chain_collection(vs, port, c.name) for c in chains if c.tcp is None)
     return encoded(LDS, name, out, collections=tuple(sorted(asked)))
 
 
-def _chain(out: listener_components_pb2.FilterChain, vs: str, port: int, chain: Chain) -> None:
+def _chain(
+    out: listener_components_pb2.FilterChain,
+    vs: str,
+    port: int,
+    chain: Chain,
+    limits: ClientLimits,
+) -> None:
+    limit_chain(out, vs, limits)
     out.filter_chain_match.server_names.extend(sorted(set(chain.server_names)))
     if chain.tls is not None or chain.passthrough:
         out.filter_chain_match.transport_protocol = "tls"
@@ -285,11 +308,12 @@ def _chain(out: listener_components_pb2.FilterChain, vs: str, port: int, chain: 
         out.transport_socket.typed_config.CopyFrom(_tls(chain.tls, chain.tcp is None))
     if chain.tcp is not None:
         tcp = out.filters.add(name="envoy.filters.network.tcp_proxy")
-        tcp.typed_config.Pack(_tcp(vs, chain.tcp))
+        tcp.typed_config.Pack(_tcp(vs, chain.tcp, limits))
         return
     http = out.filters.add(name="envoy.filters.network.http_connection_manager")
     scopes = chain_collection(vs, port, chain.name)
-    http.typed_config.Pack(connection_manager(vs, f"{vs}/{port}/{chain.name}", scopes, _filters()))
+    name = f"{vs}/{port}/{chain.name}"
+    http.typed_config.Pack(connection_manager(vs, name, scopes, _filters(), limits))
 
 
 def _tls(tls: ChainTls, http: bool) -> any_pb2.Any:
@@ -311,8 +335,9 @@ def _tls(tls: ChainTls, http: bool) -> any_pb2.Any:
     return packed(out)
 
 
-def _tcp(vs: str, backends: Sequence[Backend]) -> tcp_proxy_pb2.TcpProxy:
+def _tcp(vs: str, backends: Sequence[Backend], limits: ClientLimits) -> tcp_proxy_pb2.TcpProxy:
     out = tcp_proxy_pb2.TcpProxy(stat_prefix=vs)
+    out.idle_timeout.CopyFrom(seconds(limits.tcp_idle_seconds))
     out.max_connect_attempts.value = _ATTEMPTS
     out.hash_policy.add().source_ip.SetInParent()  # a Service's session affinity
     shares = [one for one in backends if one.weight > 0]

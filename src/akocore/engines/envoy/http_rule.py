@@ -53,7 +53,6 @@ AUTH: Final = "akocore.auth"
 SESSION: Final = "akocore.session"
 """Filters of every connection manager; without an entry of a route they do nothing."""
 
-_IDLE_S: Final = 300.0  # of the connection manager; a longer request timeout replaces it
 _AUTH_S: Final = 10.0
 _MILLION: Final = 1_000_000
 _STATUS: Final = {
@@ -84,6 +83,7 @@ class At(Struct, frozen=True, gc=False):
     port: int
     tls: bool
     port_offset: int = 0
+    idle_s: float = 300.0  # of the connection manager; a longer request timeout replaces it
 
 
 def backends_of(rule: HttpRule) -> Iterator[Backend]:
@@ -132,7 +132,7 @@ def _plain(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:
         _edit(out.request_headers_to_add, out.request_headers_to_remove, rule.request)
     if rule.session is not None and rule.session.kind == "cookie" and len(shares) > 1:
         yield from _chosen(rule, rule.session, shares, at)
-    _forward(out, rule, shares)
+    _forward(out, rule, shares, at)
     yield out
 
 
@@ -237,7 +237,7 @@ def _after(first: HeaderEdit, then: HeaderEdit) -> tuple[HeaderEdit, HeaderEdit]
     ), then
 
 
-def _forward(out: route_pb2.Route, rule: HttpRule, shares: list[Backend]) -> None:
+def _forward(out: route_pb2.Route, rule: HttpRule, shares: list[Backend], at: At) -> None:
     if not any(backend.backend is not None for backend in shares):
         out.direct_response.status = 503 if rule.grpc else 500
         return
@@ -260,7 +260,7 @@ def _forward(out: route_pb2.Route, rule: HttpRule, shares: list[Backend]) -> Non
         _rewrite(action, rule.rewrite_path, rule.match.path)
     for mirror in rule.mirrors:
         _mirror(action, mirror)
-    _patience(action, rule)
+    _patience(action, rule, at.idle_s)
     if rule.session is not None:
         _keep_session(out, rule.session)
 
@@ -331,10 +331,12 @@ def _mirror(action: route_pb2.RouteAction, mirror: Mirror) -> None:
     share.denominator = percent_pb2.FractionalPercent.MILLION
 
 
-def _patience(action: route_pb2.RouteAction, rule: HttpRule) -> None:
+def _patience(action: route_pb2.RouteAction, rule: HttpRule, idle_s: float) -> None:
     action.timeout.CopyFrom(_duration(rule.request_timeout_s))
     longest = max(rule.request_timeout_s, rule.backend_timeout_s)
-    if longest > _IDLE_S:
+    if rule.unhurried:
+        action.idle_timeout.SetInParent()
+    elif longest > idle_s > 0:
         action.idle_timeout.CopyFrom(_duration(longest + 1))
     if rule.retry is None and not rule.backend_timeout_s:
         return  # as the host has it

@@ -18,6 +18,8 @@ from google.protobuf.message import Message
 from xds.core.v3 import cidr_pb2
 from xds.type.matcher.v3 import ip_pb2, matcher_pb2
 
+from akocore.client_limits import ClientLimits
+from akocore.engines.envoy.limits import limit_chain, limit_listener, seconds
 from akocore.engines.envoy.resources import LDS, Encoded, cluster_name, encoded
 from akocore.model import L4Pool
 
@@ -39,6 +41,7 @@ def l4_listener(
     port_offset: int = 0,
     *,
     freebind: bool = False,
+    limits: ClientLimits = ClientLimits(),  # noqa: B008
 ) -> Encoded:
     """One port of a virtual service of L4 on one address; ``freebind`` as of `listener`."""
     name = l4_name(vs, address, protocol, port)
@@ -53,19 +56,22 @@ def l4_listener(
         udp = out.listener_filters.add(name="envoy.filters.udp_listener.udp_proxy")
         udp.typed_config.Pack(_udp(vs, pool))
     else:
+        limit_listener(out, limits)
         chain = out.filter_chains.add()
+        limit_chain(chain, vs, limits)
         for text in pool.ranges:
             network = ip_network(text)
             one = chain.filter_chain_match.source_prefix_ranges.add()
             one.address_prefix = str(network.network_address)
             one.prefix_len.value = network.prefixlen
         tcp = chain.filters.add(name="envoy.filters.network.tcp_proxy")
-        tcp.typed_config.Pack(_tcp(vs, pool))
+        tcp.typed_config.Pack(_tcp(vs, pool, limits))
     return encoded(LDS, name, out)
 
 
-def _tcp(vs: str, pool: L4Pool) -> tcp_proxy_pb2.TcpProxy:
+def _tcp(vs: str, pool: L4Pool, limits: ClientLimits) -> tcp_proxy_pb2.TcpProxy:
     out = tcp_proxy_pb2.TcpProxy(stat_prefix=vs, cluster=cluster_name(pool.backend))
+    out.idle_timeout.CopyFrom(seconds(limits.tcp_idle_seconds))
     out.max_connect_attempts.value = _ATTEMPTS
     if pool.sticky:
         out.hash_policy.add().source_ip.SetInParent()

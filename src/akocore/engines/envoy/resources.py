@@ -40,7 +40,9 @@ from google.protobuf.message import Message
 from msgspec import Struct
 
 from akocore._fast.diff import fingerprint
+from akocore.client_limits import ClientLimits
 from akocore.engines.envoy.bootstrap import BACKEND_PREFIX, HTTP_OPTIONS
+from akocore.engines.envoy.limits import limit_chain, limit_listener, limit_requests
 from akocore.model import HostModel
 from akocore.translate.tls import Certificate
 
@@ -462,12 +464,16 @@ def lower_case_filter() -> hcm_pb2.HttpFilter:
 def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
     out = [_try(key) for key in _KEYS]
     router = hcm_pb2.HttpFilter(name="envoy.filters.http.router")
-    router.typed_config.Pack(router_pb2.Router())
+    router.typed_config.Pack(router_pb2.Router(suppress_envoy_headers=True))
     return (*out, router)
 
 
 def connection_manager(
-    vs: str, name: str, scopes: str, filters: Iterable[hcm_pb2.HttpFilter]
+    vs: str,
+    name: str,
+    scopes: str,
+    filters: Iterable[hcm_pb2.HttpFilter],
+    limits: ClientLimits,
 ) -> hcm_pb2.HttpConnectionManager:
     """HTTP by the hosts of a collection of scopes.  ``name``: of their routes as one."""
     out = hcm_pb2.HttpConnectionManager(stat_prefix=vs, codec_type=0)
@@ -484,9 +490,9 @@ def connection_manager(
     out.strip_trailing_host_dot = True
     out.server_header_transformation = hcm_pb2.HttpConnectionManager.PASS_THROUGH
     out.http_protocol_options.accept_http_10 = True
-    out.stream_idle_timeout.seconds = 300
     out.drain_timeout.seconds = 1
     out.upgrade_configs.add().upgrade_type = "websocket"
+    limit_requests(out, limits)
     return out
 
 
@@ -571,6 +577,7 @@ def listener(
     http2: bool,
     port_offset: int = 0,
     freebind: bool = False,
+    limits: ClientLimits = ClientLimits(),  # noqa: B008
 ) -> Encoded:
     """One port of a virtual service on one address.  Nothing in it depends on the hosts.
 
@@ -582,10 +589,12 @@ def listener(
     out.address.socket_address.port_value = port + port_offset
     if freebind:
         out.freebind.value = True
+    limit_listener(out, limits)
     chain = out.filter_chains.add()
+    limit_chain(chain, vs, limits)
     one = chain.filters.add()
     one.name = "envoy.filters.network.http_connection_manager"
-    manager = connection_manager(vs, f"{vs}/{port}", collection(vs, port), _filters())
+    manager = connection_manager(vs, f"{vs}/{port}", collection(vs, port), _filters(), limits)
     if not http2:
         manager.codec_type = hcm_pb2.HttpConnectionManager.HTTP1
     one.typed_config.Pack(manager)

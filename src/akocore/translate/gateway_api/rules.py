@@ -15,6 +15,7 @@ from akocore.kube.gateway_objects import (
     HTTPRoute,
     HTTPRouteMatch,
     HTTPRouteRule,
+    HTTPRouteTimeouts,
     KeyValueMatch,
     L4RouteSpec,
     Route,
@@ -180,6 +181,7 @@ def _rule(at: Translation, route: Route, i: int) -> list[HttpRule]:
         cors=done.cors,
         auth=done.auth,
         request_timeout_s=request_s,
+        unhurried=_unhurried(own.timeouts),
         backend_timeout_s=backend_s,
         retry=_retry(at, own, field),
         session=_session(at, route, i, field),
@@ -319,6 +321,12 @@ def _timeouts(at: Translation, rule: HTTPRouteRule, field: str) -> tuple[float, 
         remedy = f"It can't be longer than the whole request, {spec.request}."
         at.no("PartiallyInvalid", f"{field}.timeouts.backendRequest", "UnsupportedValue", remedy)
     return request, attempt
+
+
+def _unhurried(spec: HTTPRouteTimeouts | None) -> bool:
+    """Whether what they say, not just leave out, is 0."""
+    said = [] if spec is None else [one for one in (spec.request, spec.backend_request) if one]
+    return bool(said) and all(seconds(one) == 0 for one in said)
 
 
 def _retry(at: Translation, rule: HTTPRouteRule, field: str) -> Retry | None:
