@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "Defaults",
     "EndpointsConfig",
+    "FqdnReusePolicy",
     "Limits",
     "ShardSize",
     "load_config",
@@ -76,6 +77,36 @@ class IngressClassConfig(_Section, frozen=True):
 
     create: Annotated[bool, Meta(description="make it when the source has none")] = True
     default: Annotated[bool, Meta(description="made as the cluster's default class")] = True
+
+
+class FqdnReusePolicy(StrEnum):
+    """Who may name a host that an Ingress or a route of another namespace has, as AKO spells it."""
+
+    INTER_NAMESPACE_ALLOWED = "InterNamespaceAllowed"
+    STRICT = "Strict"
+
+
+class L7Config(_Section, frozen=True):
+    """Ingresses, and routes of the Gateway API."""
+
+    fqdn_reuse_policy: Annotated[
+        FqdnReusePolicy | None,
+        Meta(
+            description="Strict: a host is of the namespace that named it first;"
+            " InterNamespaceAllowed: others may add paths; none: Strict for Ingresses, and routes"
+            " share a host as the listener's allowedRoutes lets them"
+        ),
+    ] = None
+
+    @property
+    def strict_ingresses(self) -> bool:
+        """Whether a host of Ingresses is one namespace's alone."""
+        return self.fqdn_reuse_policy is not FqdnReusePolicy.INTER_NAMESPACE_ALLOWED
+
+    @property
+    def strict_routes(self) -> bool:
+        """Whether a host that routes name is one namespace's alone, on each listener."""
+        return self.fqdn_reuse_policy is FqdnReusePolicy.STRICT
 
 
 class L4Config(_Section, frozen=True):
@@ -140,6 +171,7 @@ class Config(_Section, frozen=True):
     ] = "my-cluster"
     defaults: Defaults = Defaults()
     ingress_class: IngressClassConfig = IngressClassConfig()
+    l7: L7Config = L7Config()
     l4: L4Config = L4Config()
     limits: Limits = Limits()
     endpoints: EndpointsConfig = EndpointsConfig()

@@ -10,6 +10,7 @@ from base64 import b64decode
 
 import msgspec
 
+from akocore.claims import CLAIM
 from akocore.config import Config
 from akocore.faults import Faults, without_faulty
 from akocore.kube.objects import (
@@ -79,7 +80,8 @@ class Infrastructure:
                 self.setting_refusals[key] = (self._faults.refusal(object_, err),)
         there = {*self._store.all("AviInfraSetting"), *map(_accepted, self._store.all("Network"))}
         for key in set(self._facts.room("accepted")) - there:
-            self._facts.drop("accepted", key)
+            if not key.startswith(CLAIM):
+                self._facts.drop("accepted", key)
         return {
             key
             for key in {*before, *self.infras}

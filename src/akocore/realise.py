@@ -157,7 +157,7 @@ class Realiser:
         infra = service.infra
         tls_port = next((p.port for p in infra.listeners if p.tls), 443)
         return [
-            redirect_scope(service.name, port.port, model.host, tls_port + self.port_offset)
+            redirect_scope(service.name, port.port, model, tls_port + self.port_offset)
             if model.redirect and not port.tls
             else scope(service.name, port.port, model)
             for port in infra.listeners

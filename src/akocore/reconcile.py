@@ -18,6 +18,7 @@ from typing import cast
 
 from msgspec import Struct, field
 
+from akocore.claims import Claims
 from akocore.config import Config
 from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
@@ -171,6 +172,8 @@ class Reconciler:
         self.realiser.uses_secret = self.gateway_api.uses_secret
         self.hosts: dict[str, Placed] = self.realiser.hosts
         self.host_refusals: dict[str, dict[str, list[Refusal]]] = {}
+        self.claims = Claims(self.store, state, now, strict=config.l7.strict_ingresses)
+        self._retold: set[str] = set()  # Ingresses of which other things are refused now
         self._on_move = on_move
         self._on_close = on_close
         self._moves = 0
@@ -217,7 +220,8 @@ class Reconciler:
         self._follow(seen.hosts, given)
         self.realiser.push_secrets(seen.secrets)
         self.realiser.publish()
-        return touched | seen.echoes
+        retold, self._retold = self._retold, set()
+        return touched | seen.echoes | retold
 
     def _take(self, change: Change, seen: _Seen) -> None:
         """Take in one change; ``seen`` is told what it concerns."""
@@ -226,9 +230,10 @@ class Reconciler:
             if self.store.take_status(change):  # our own writes come back to us
                 seen.echoes.add(key)
                 return
-            seen.hosts.update(self.store.hosts_of(key))
-            self.store.apply(change)
-            seen.hosts.update(self.store.hosts_of(key))
+            hosts = self.store.hosts_of(key)
+            was = self.store.apply(change)
+            self.claims.take(key, hosts, edited=was is not None)
+            seen.hosts.update(hosts, self.store.hosts_of(key))
             seen.touched.add(key)
             return
         old = self.store.apply(change)
@@ -521,7 +526,7 @@ class Reconciler:
             if by is not None and by.ours and by.setting in self.infrastructure.infras:
                 out.append((ingress, by.setting))
         if len(out) > 1:
-            out.sort(key=lambda c: (c[0].metadata.creation_timestamp or "~", c[0].metadata.key))
+            out.sort(key=lambda claim: self.claims.age(claim[0], host))
         return out
 
     def _follow(self, hosts: set[str], again: Iterable[str] = ()) -> None:
@@ -534,20 +539,21 @@ class Reconciler:
         self.l4.follow(partial(self._settle, move=move), self._close)
         self.gateway_api.follow(partial(self._settle, move=move), self._close)
         wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
+        refused: dict[str, dict[str, list[Refusal]]] = {}  # as it was
         for host in self._in_order(hosts):
             claims = self._claims(host)
-            self.host_refusals.pop(host, None)
+            if (said_before := self.host_refusals.pop(host, None)) is not None:
+                refused[host] = said_before
             if not claims:
+                self.claims.nobody(host)
                 self._remove(host)
                 if self.faults:
                     self.faults.over(("host", host))
                 continue
-            setting = claims[0][1]
-            mine = [ingress for ingress, other in claims if other == setting]
-            for ingress, other in claims:
-                if other != setting:
-                    self._refuse_claim(host, ingress, mine[0])
-            wanted.setdefault(setting, []).append((host, mine))
+            mine, no = self.claims.admit(host, claims)
+            if no:
+                self.host_refusals[host] = no
+            wanted.setdefault(claims[0][1], []).append((host, mine))
         settled: set[str] = set()
         for setting, claimed in wanted.items():
             infra = self.infrastructure.infras[setting]
@@ -565,6 +571,7 @@ class Reconciler:
                 else:
                     if self.faults:
                         self.faults.over(("host", host))
+        self._retell(hosts, refused)
         for name in again:
             if (known := self.placement.services.get(name)) is not None and not known.closed:
                 self._settle(known, known.infra, move)
@@ -618,6 +625,12 @@ class Reconciler:
             [self.faults.refusal(f"Ingress/{one.metadata.key}", err) for one, err in bad],
         )
 
+    def _retell(self, hosts: set[str], before: dict[str, dict[str, list[Refusal]]]) -> None:
+        """Ingresses that are refused other things of these hosts than before say so."""
+        for host in before.keys() | (hosts & self.host_refusals.keys()):
+            was, now = before.get(host, {}), self.host_refusals.get(host, {})
+            self._retold.update(key for key in was | now if was.get(key) != now.get(key))
+
     def _begin(self, move: Move) -> None:
         """Publish the new places of a move; the old ones serve on until it is finished."""
         if move:
@@ -643,20 +656,6 @@ class Reconciler:
                 )
             )
         return [*sorted(rest), *new]
-
-    def _refuse_claim(self, host: str, ingress: Ingress, owner: Ingress) -> None:
-        key = ingress.metadata.key
-        rules = [rule.host for rule in ingress.spec.rules]
-        field_ = f"spec.rules[{rules.index(host)}].host" if host in rules else "spec.defaultBackend"
-        self.host_refusals.setdefault(host, {}).setdefault(key, []).append(
-            Refusal(
-                object=f"Ingress/{key}",
-                field=field_,
-                reason="HostClaimed",
-                remedy=f"{host or 'Any host'} is served for Ingress {owner.metadata.key} under"
-                " another class or setting, which came first. Use its class or another host.",
-            )
-        )
 
     def _settle(self, service: VirtualService, infra: Infra, move: Move) -> None:
         """Give a virtual service the listeners that its setting wants, where it wants them."""
@@ -801,6 +800,7 @@ class Reconciler:
         ]
         if all(refusal.warning for refusals in refused for refusal in refusals):
             self.placement.forget_absent(self.hosts)
+        self.claims.forget_absent()
 
     def is_named(self, move: Move) -> bool:
         """Whether the status of an object still names a place that the move leaves."""

@@ -428,6 +428,7 @@ class Serve:
         """Events of the touched Ingresses, and of settings and Networks when these changed."""
         at = self.reconciler
         self._touch(touched)
+        self._say_joined()
         for key in touched:
             object_ = f"Ingress/{key}"
             if at.store.ingress(key) is None:
@@ -447,6 +448,17 @@ class Serve:
                 if self.sink is not None:
                     self.sink.touch("Network", name)
             self._said = said
+
+    def _say_joined(self) -> None:
+        """Owners of hosts, and who has joined one of another namespace: both are told."""
+        claims = self.reconciler.claims
+        joined, claims.joined = claims.joined, []
+        for one in joined:
+            name, namespace = one.host or "Any host", one.guest.partition("/")[0]
+            note = f"Ingress {one.guest} of namespace {namespace} has joined {name}."
+            self.events.say(f"Ingress/{one.owner}", "Normal", "HostJoined", note)
+            note = f"{name} is Ingress {one.owner}'s, with its certificate and redirect."
+            self.events.say(f"Ingress/{one.guest}", "Normal", "HostShared", note)
 
     async def _commit(self) -> None:
         async with self._committing:  # in order: an older fact never overwrites a newer one

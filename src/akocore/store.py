@@ -6,7 +6,7 @@ the cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
 from akocore.faults import Faults
@@ -56,7 +56,7 @@ class Store:
         """What the Ingress ``key`` asks for, host by host."""
         return self._views[key]
 
-    def hosts_of(self, key: str) -> Iterable[str]:
+    def hosts_of(self, key: str) -> Collection[str]:
         """The hosts that the Ingress ``key`` names; () when there is no such Ingress."""
         seen = self._views.get(key)
         return () if seen is None else seen.hosts

@@ -37,6 +37,7 @@ from akocore.engines.envoy.resources import (
     secret,
 )
 from akocore.events import Events
+from akocore.model import HostModel
 from akocore.translate.tls import Certificate
 from engines.authority import Authority, Pair
 from engines.recorder import Recorder
@@ -407,7 +408,7 @@ async def test_an_engine_that_comes_back_is_sent_only_what_it_does_not_say_it_ha
 async def test_a_host_that_goes_while_an_engine_is_away_is_gone_when_it_comes_back(
     controller: Controller, envoys: Callable[..., RemoteEnvoy]
 ) -> None:
-    host = redirect_scope("vs--0", 80, "a.test", 443)
+    host = redirect_scope("vs--0", 80, HostModel("a.test", "", (), "", True), 443)
     controller.ads.publish("Default-Group", [host], [])
     envoys("se-1", controller.at)
     await until(lambda: controller.settled("se-1"))

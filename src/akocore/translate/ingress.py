@@ -258,30 +258,14 @@ def host_model(
 ) -> tuple[HostModel, dict[str, list[Refusal]]]:
     """The model of one host from its Ingresses in order of precedence (oldest first).
 
-    Refusals by Ingress key.  Cost: the paths of this host.
+    Certificate and redirect are of the oldest one's namespace.  Refusals by Ingress key.  Cost:
+    the paths of this host.
     """
     no: dict[str, list[Refusal]] = {}
     routes: dict[tuple[str, bool], tuple[Route, str]] = {}
     defaults: list[tuple[Ingress, PathView]] = []
-    certificate, owner = "", ""
     ordered = tuple(ingresses)
-    for ingress in ordered:
-        key = ingress.metadata.key
-        tls = store.view(key).tls.get(host)
-        if tls is None:
-            continue
-        if not certificate:
-            certificate, owner = tls[0], key
-        elif tls[0] != certificate:
-            no.setdefault(key, []).append(
-                Refusal(
-                    object=f"Ingress/{key}",
-                    field=tls[1],
-                    reason="CertificateConflict",
-                    remedy=f"Ingress {owner}, which is older, serves {host} with Secret"
-                    f" {certificate}. Use that one.",
-                )
-            )
+    certificate = _certificate(host, ordered, store, no)
 
     def add(ingress: Ingress, path: PathView) -> None:
         key = ingress.metadata.key
@@ -333,6 +317,43 @@ def host_model(
         host, setting, tuple(routes[at][0] for at in order), certificate, bool(certificate)
     )
     return model, no
+
+
+def _certificate(
+    host: str, ordered: tuple[Ingress, ...], store: Store, no: dict[str, list[Refusal]]
+) -> str:
+    """The Secret of a host ("": none): the first that its owner's namespace names.
+
+    The owner is the oldest; another namespace's never counts, also where the owner has none.
+    """
+    first, certificate, owner = ordered[0], "", ""
+    for ingress in ordered:
+        key = ingress.metadata.key
+        tls = store.view(key).tls.get(host)
+        if tls is None:
+            continue
+        if ingress.metadata.namespace != first.metadata.namespace:
+            remedy = (
+                f"{host or 'Any host'} is of namespace {first.metadata.namespace}, whose Ingress"
+                f" {first.metadata.key} named it first: that decides about its certificate. Take"
+                f" {host or 'the entry'} out of tls, or choose another host."
+            )
+        elif not certificate:
+            certificate, owner = tls[0], key
+            continue
+        elif tls[0] != certificate:
+            remedy = (
+                f"Ingress {owner}, which is older, serves {host} with Secret {certificate}."
+                " Use that one."
+            )
+        else:
+            continue
+        no.setdefault(key, []).append(
+            Refusal(
+                object=f"Ingress/{key}", field=tls[1], reason="CertificateConflict", remedy=remedy
+            )
+        )
+    return certificate
 
 
 def _resolve(

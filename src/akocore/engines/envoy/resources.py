@@ -43,7 +43,7 @@ from akocore._fast.diff import fingerprint
 from akocore.client_limits import ClientLimits
 from akocore.engines.envoy.bootstrap import BACKEND_PREFIX, HTTP_OPTIONS
 from akocore.engines.envoy.limits import limit_chain, limit_listener, limit_requests
-from akocore.model import HostModel
+from akocore.model import HostModel, Route
 from akocore.translate.tls import Certificate
 
 __all__ = [
@@ -330,6 +330,9 @@ def scope_name(vs: str, port: int, host: str) -> str:
     return f"{collection(vs, port)[:-1]}{host.replace('*', '_') or '_'}"
 
 
+_CHALLENGE = "/.well-known/acme-challenge/"
+
+
 def _scope(
     vs: str, port: int, host: str
 ) -> tuple[scoped_route_pb2.ScopedRouteConfiguration, route_components_pb2.VirtualHost]:
@@ -369,24 +372,9 @@ def scope(vs: str, port: int, model: HostModel) -> Encoded:
     out, virtual_host = _scope(vs, port, model.host)
     virtual_host.retry_policy.CopyFrom(unseen_retry())
     routes = virtual_host.routes
-    whole = False
     for route in model.routes:
-        one = routes.add()
-        pool = route.pool
-        one.name = pool.name
-        if route.exact:
-            one.match.path = route.path
-        elif route.path:
-            one.match.path_separated_prefix = route.path
-        else:
-            one.match.prefix = "/"
-            whole = True
-        if pool.backend is None:
-            one.direct_response.status = 503
-        else:
-            one.route.cluster = cluster_name(pool.backend)
-            one.route.timeout.seconds = 0
-    if not whole:
+        _fill_route(routes.add(), route)
+    if not any(not route.exact and not route.path for route in model.routes):
         rest = routes.add()
         rest.name = "not-found"
         rest.match.prefix = "/"
@@ -394,9 +382,30 @@ def scope(vs: str, port: int, model: HostModel) -> Encoded:
     return encoded(SRDS, out.name, out, collection(vs, port))
 
 
-def redirect_scope(vs: str, port: int, host: str, to_port: int) -> Encoded:
-    """http → https (302, as AKO does) of a TLS host on a port without TLS."""
-    out, virtual_host = _scope(vs, port, host)
+def _fill_route(one: route_components_pb2.Route, route: Route) -> None:
+    one.name = route.pool.name
+    if route.exact:
+        one.match.path = route.path
+    elif route.path:
+        one.match.path_separated_prefix = route.path
+    else:
+        one.match.prefix = "/"
+    if route.pool.backend is None:
+        one.direct_response.status = 503
+    else:
+        one.route.cluster = cluster_name(route.pool.backend)
+        one.route.timeout.seconds = 0
+
+
+def redirect_scope(vs: str, port: int, model: HostModel, to_port: int) -> Encoded:
+    """http → https (302, as AKO does) of a TLS host on a port without TLS.
+
+    Not of challenges of ACME (RFC 8555, 8.3): they are how the host comes to a certificate.
+    """
+    out, virtual_host = _scope(vs, port, model.host)
+    for answer in model.routes:
+        if answer.path.startswith(_CHALLENGE):
+            _fill_route(virtual_host.routes.add(), answer)
     route = virtual_host.routes.add()
     route.name = "https-redirect"
     route.match.prefix = "/"
