@@ -37,6 +37,7 @@ class Store:
         self._faults = faults if faults is not None else Faults()
         self._objects: dict[str, dict[str, Object]] = {}
         self._views: dict[str, IngressView] = {}
+        self._unread: set[str] = set()  # Ingresses that we fail over
         self._slices: dict[str, tuple[EndpointSlice, ...]] = {}
         self._referrers = Index()  # "Kind/key" → keys of Ingresses
         self._hosts = Index()  # host → keys of Ingresses
@@ -146,11 +147,9 @@ class Store:
         return True
 
     def _index_ingress(self, key: str, before: Ingress | None, after: Ingress | None) -> None:
-        # First what may fail.
-        new = None if after is None else self._view(after)
         old = self._views.get(key)
-        named = set() if before is None or old is None else refers(before, old)
-        names = set() if after is None or new is None else refers(after, new)
+        named = self._names(before, old)
+        new, names = (None, set()) if after is None else self._read(after)
         self._views.pop(key, None)
         for ref in named - names:
             self._referrers.discard(ref, key)
@@ -165,12 +164,23 @@ class Store:
             for host in new.hosts:
                 self._hosts.add(host, key)
 
-    def _view(self, ingress: Ingress) -> IngressView:
+    def _names(self, ingress: Ingress | None, seen: IngressView | None) -> set[str]:
+        """What the indexes have of an Ingress."""
+        if ingress is None or seen is None or ingress.metadata.key in self._unread:
+            return set()
+        return refers(ingress, seen)
+
+    def _read(self, ingress: Ingress) -> tuple[IngressView, set[str]]:
+        """What an Ingress asks for and refers to: nothing, when we fail over it."""
+        key = ingress.metadata.key
+        self._unread.discard(key)
         try:
-            return view(ingress)
+            seen = view(ingress)
+            return seen, refers(ingress, seen)
         except Exception as err:
-            refusal = self._faults.refusal(f"Ingress/{ingress.metadata.key}", err)
-            return IngressView({}, None, {}, (refusal,))
+            self._unread.add(key)
+            refusal = self._faults.refusal(f"Ingress/{key}", err)
+            return IngressView({}, None, {}, (refusal,)), set()
 
     def _index_slice(self, old: EndpointSlice | None, change: Change) -> None:
         if old is not None and old.service is not None:
