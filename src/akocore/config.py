@@ -129,6 +129,22 @@ class Limits(_Section, frozen=True):
             " own: under a wildcard, or spelt otherwise",
         ),
     ] = 1000
+    backend_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="connections of one Service Engine to one Service port, and requests there",
+        ),
+    ] = 25_000
+    hops: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=100,
+            description="times that a request may come by before it is answered with 502",
+        ),
+    ] = 4
 
 
 class EndpointsConfig(_Section, frozen=True):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -99,6 +100,9 @@ class Control:
                 item["status"]["routing"] = serve.routes.shown(name)
             if (report := reports.get(name)) is not None:
                 item["status"] |= _reported(report)
+            elif name in running and running[name].pid is not None:
+                with suppress(EngineError):
+                    item["status"]["overflows"] = await serve.engines.admin(name).overflows()
         return items
 
     async def _requests(self) -> dict[str, dict[str, int]]:
@@ -189,6 +193,7 @@ def _reported(report: Report) -> dict[str, Any]:
         "alive": report.alive,
         "leaving": report.leaving,
         "requests": sum(report.requests.values()),
+        "overflows": dict(report.overflows),
         "requestsByVirtualService": dict(report.requests),
         "connections": report.connections,
         "cpu": report.cpu,

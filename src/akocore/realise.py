@@ -16,6 +16,7 @@ from msgspec import Struct, field
 
 from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
+from akocore.engines.envoy.bounds import Bounds
 from akocore.engines.envoy.gateway import gateway_cluster, secret_name
 from akocore.engines.envoy.gateway_cluster import SECRET_PREFIX
 from akocore.engines.envoy.resources import (
@@ -78,9 +79,11 @@ class Realiser:
         faults: Faults | None = None,
         *,
         freebind: bool = False,
+        bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
     ) -> None:
         self.faults = faults if faults is not None else Faults()
         self.freebind = freebind
+        self._bounds = bounds
         self.hosts: dict[str, Placed] = {}
         self.certificates: dict[str, Certificate | CertificateProblem] = {}
         self.vs_touched: set[str] = set()
@@ -103,7 +106,13 @@ class Realiser:
         self._placed_l4: list[Published] = []
         self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset, freebind=freebind)
         self.gateway = GatewayRealiser(
-            self._put, self._drop, self._use, self._name, port_offset, freebind=freebind
+            self._put,
+            self._drop,
+            self._use,
+            self._name,
+            port_offset,
+            freebind=freebind,
+            bounds=bounds,
         )
         self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
         self.expired: set[str] = set()  # Secrets; who reads it clears it
@@ -228,14 +237,16 @@ class Realiser:
 
     def _cluster(self, backend: str, members: list[tuple[str, int]]) -> tuple[Encoded, ...]:
         key, _, protocol = _service_of(backend)
+        bounds = self._bounds
         service = self.store.service(key)
         sticky = service is not None and service.spec.session_affinity == "ClientIP"
         proxy = proxy_protocol(service) if service is not None else ""
         if (variant := self.gateway.variants.get(backend)) is not None:
-            return (gateway_cluster(variant, members, sticky=sticky, proxy=proxy),)
+            return (gateway_cluster(variant, members, sticky=sticky, proxy=proxy, bounds=bounds),)
         if protocol == "UDP":
-            return udp_cluster(backend, sticky=sticky), udp_endpoints(backend, members)
-        return (cluster(backend, members, sticky=sticky, proxy=proxy),)
+            udp = udp_cluster(backend, sticky=sticky, bounds=bounds)
+            return udp, udp_endpoints(backend, members)
+        return (cluster(backend, members, sticky=sticky, proxy=proxy, bounds=bounds),)
 
     def _count_pool(self, vs: str, backend: str, by: int) -> None:
         service = self.placement.services.get(vs)
@@ -338,6 +349,7 @@ class Realiser:
                 port_offset=self.port_offset,
                 freebind=self.freebind,
                 limits=service.infra.limits,
+                bounds=self._bounds,
             )
             self._put(home.group, one)
             self._put(home.group, floor_scope(service.name, port.port))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from akocore.engines.envoy.bootstrap import BACKEND_PREFIX
+from akocore.engines.envoy.bounds import Bounds
 from akocore.engines.envoy.gateway import (
     backends_of,
     gateway_cluster_name,
@@ -45,6 +46,7 @@ class GatewayRealiser:
         port_offset: int,
         *,
         freebind: bool = False,
+        bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
     ) -> None:
         self.later: Callable[[Callable[[], None]], None] = lambda then: then()
         self.variants: dict[str, Backend] = {}
@@ -54,6 +56,7 @@ class GatewayRealiser:
         self._name = name
         self._port_offset = port_offset
         self._freebind = freebind
+        self._bounds = bounds
         self._unsettled: list[tuple[VirtualService, At]] = []
 
     # ── hosts ───────────────────────────────────────────────────────────────────────────────
@@ -235,6 +238,7 @@ class GatewayRealiser:
             self._port_offset,
             freebind=self._freebind,
             limits=service.infra.limits,
+            bounds=self._bounds,
         )
 
     def _keys_of_port(self, model: GatewayPort) -> set[str]:

@@ -22,6 +22,7 @@ from akocore.claims import Claims
 from akocore.config import Config
 from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
+from akocore.engines.envoy.bounds import bounds_of
 from akocore.faults import Faults, without_faulty
 from akocore.gateway_api import GatewayApi
 from akocore.infrastructure import Infrastructure
@@ -145,9 +146,11 @@ class Reconciler:
         self.endpoints = Endpoints(
             self.store, config.endpoints, loopback=loopback, namespace=namespace
         )
+        limits = config.limits
         self.realiser = Realiser(
             *(self.store, self.endpoints, self.placement, ads, now, port_offset, self.faults),
             freebind=freebind,
+            bounds=bounds_of(config.cluster_name, limits.backend_connections, limits.hops),
         )
         self.realiser.l4.later = self._when_drained
         self.l4 = L4(

@@ -137,6 +137,7 @@ class Agent:
         self._looked = asyncio.Event()
         self._listening: tuple[int, frozenset[str]] = (0, frozenset())  # life, addresses
         self._load: tuple[int, dict[str, int], float] = (0, {}, 0.0)
+        self._overflows: dict[str, int] = {}
         self._cpu_at: tuple[int, float, float] = (0, 0.0, 0.0)  # life, when, seconds used by then
 
     # ── what it is ──────────────────────────────────────────────────────────────────────────
@@ -182,6 +183,7 @@ class Agent:
             leaving=self.leaving,
             connections=connections,
             requests=requests,
+            overflows=self._overflows,
             cpu=cpu,
             concurrency=me.concurrency,
             version=__version__,
@@ -504,6 +506,7 @@ class Agent:
         with contextlib.suppress(EngineError):
             connections = await admin.open_connections()
             requests = await admin.requests_by_virtual_service()
+            self._overflows = await admin.overflows()
             self._load = (connections, requests, self._cpu(process.pid))
 
     async def _forget_ended(self) -> None:

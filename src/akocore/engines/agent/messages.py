@@ -60,6 +60,7 @@ class Report(_Message, frozen=True):
     leaving: bool = False
     connections: int = 0  # of clients
     requests: dict[str, int] = {}  # since its Envoy started, by virtual service
+    overflows: dict[str, int] = {}  # what met an open breaker since then, by Service port
     cpu: float = 0.0  # of one processor, by its Envoy
     concurrency: int = 1  # workers of its Envoy
     version: str = ""

@@ -64,6 +64,14 @@ class AgentMetrics(Collector):
         )
         restarts.add_metric((), report.restarts)
         yield restarts
+        overflows = CounterMetricFamily(
+            f"{_NAME}_overflows",
+            "Requests and connections that met an open breaker (limits.backendConnections).",
+            labels=("service",),
+        )
+        for service, count in report.overflows.items():
+            overflows.add_metric((service,), count)
+        yield overflows
         vips = GaugeMetricFamily(
             f"{_NAME}_vip_announced", "1 while it announces a VIP that it holds.", labels=("vip",)
         )

@@ -9,6 +9,8 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
+from akocore.engines.envoy.bootstrap import BACKEND_PREFIX, OVERFLOW
+
 __all__ = ["Admin", "EngineError"]
 
 
@@ -88,6 +90,12 @@ class Admin:
         names = await self.stats(r"^http\..*\.downstream_rq_total$")
         counts = {name[len(first) : -len(last)]: value for name, value in names.items()}
         return {name: n for name, n in counts.items() if name not in ("admin", "admin.alive")}
+
+    async def overflows(self) -> dict[str, int]:
+        """What met an open breaker since the start, by Service port ("namespace/service/port")."""
+        first = f"{OVERFLOW}.refused.backend.{BACKEND_PREFIX}"
+        names = await self.stats(rf"^{OVERFLOW}\.")
+        return {n.removeprefix(first): v for n, v in names.items() if n.startswith(first) and v}
 
     async def open_connections(self) -> int:
         """Downstream connections of all listeners, the admin interface's own apart."""

@@ -10,7 +10,15 @@ from typing import Any
 import orjson
 from msgspec import Struct
 
-__all__ = ["BACKEND_PREFIX", "HTTP_OPTIONS", "XDS_CLUSTER", "Tls", "bootstrap", "secrets"]
+__all__ = [
+    "BACKEND_PREFIX",
+    "HTTP_OPTIONS",
+    "OVERFLOW",
+    "XDS_CLUSTER",
+    "Tls",
+    "bootstrap",
+    "secrets",
+]
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 """The type of a cluster's options of HTTP, and their name in it."""
@@ -20,6 +28,9 @@ XDS_CLUSTER = "xds"
 
 BACKEND_PREFIX = "b/"
 """Clusters of backends are named with it; they have no statistics (10,000 would be a million)."""
+
+OVERFLOW = "overflow"
+"""What the statistics of open breakers begin with: those of a listener, by cluster."""
 
 # Prefixes that end in a dot are compared on encoded names: the cheapest matcher Envoy has.
 _COUNTED = (
@@ -31,6 +42,7 @@ _COUNTED = (
     "listener.",
     "http.",
     "tcp.",
+    f"{OVERFLOW}.",
     f"cluster.{XDS_CLUSTER}.",
 )
 

@@ -15,7 +15,7 @@ Cost: a look-up a label.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from envoy.config.core.v3 import address_pb2
@@ -39,6 +39,7 @@ from google.protobuf import any_pb2
 from xds.type.matcher.v3 import matcher_pb2
 
 from akocore.client_limits import ClientLimits
+from akocore.engines.envoy.bounds import Bounds, hop_filter, overflow_log
 from akocore.engines.envoy.gateway_cluster import (
     NOWHERE,
     gateway_cluster,
@@ -226,9 +227,9 @@ end
 """
 
 
-@cache
-def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
-    out = [lower_case_filter()]
+@lru_cache
+def _filters(bounds: Bounds) -> tuple[hcm_pb2.HttpFilter, ...]:
+    out = [hop_filter(bounds), lower_case_filter()]
     for source in (_FIND, _TAKE):
         lua = lua_pb2.Lua()
         text = source.replace("{nobody}", _NOBODY).replace("{fallback}", FALLBACK)
@@ -268,6 +269,7 @@ def gateway_listener(
     *,
     freebind: bool = False,
     limits: ClientLimits = ClientLimits(),  # noqa: B008
+    bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
 ) -> Encoded:
     """One TCP port of a Gateway on one address.
 
@@ -287,7 +289,7 @@ def gateway_listener(
         sni.typed_config.Pack(tls_inspector_pb2.TlsInspector())
     limit_listener(out, limits)
     for chain in sorted(chains, key=lambda one: one.name):
-        _chain(out.filter_chains.add(name=chain.name), vs, port, chain, limits)
+        _chain(out.filter_chains.add(name=chain.name), vs, port, chain, limits, bounds)
     asked = tuple(chain_collection(vs, port, c.name) for c in chains if c.tcp is None)
     return encoded(LDS, name, out, collections=tuple(sorted(asked)))
 
@@ -298,6 +300,7 @@ def _chain(
     port: int,
     chain: Chain,
     limits: ClientLimits,
+    bounds: Bounds,
 ) -> None:
     limit_chain(out, vs, limits)
     out.filter_chain_match.server_names.extend(sorted(set(chain.server_names)))
@@ -313,7 +316,7 @@ def _chain(
     http = out.filters.add(name="envoy.filters.network.http_connection_manager")
     scopes = chain_collection(vs, port, chain.name)
     name = f"{vs}/{port}/{chain.name}"
-    http.typed_config.Pack(connection_manager(vs, name, scopes, _filters(), limits))
+    http.typed_config.Pack(connection_manager(vs, name, scopes, _filters(bounds), limits))
 
 
 def _tls(tls: ChainTls, http: bool) -> any_pb2.Any:
@@ -338,6 +341,7 @@ def _tls(tls: ChainTls, http: bool) -> any_pb2.Any:
 def _tcp(vs: str, backends: Sequence[Backend], limits: ClientLimits) -> tcp_proxy_pb2.TcpProxy:
     out = tcp_proxy_pb2.TcpProxy(stat_prefix=vs)
     out.idle_timeout.CopyFrom(seconds(limits.tcp_idle_seconds))
+    out.access_log.append(overflow_log())
     out.max_connect_attempts.value = _ATTEMPTS
     out.hash_policy.add().source_ip.SetInParent()  # a Service's session affinity
     shares = [one for one in backends if one.weight > 0]

@@ -20,6 +20,7 @@ from google.protobuf import any_pb2
 
 from akocore._fast.diff import fingerprint
 from akocore.engines.envoy.bootstrap import HTTP_OPTIONS
+from akocore.engines.envoy.bounds import Bounds
 from akocore.engines.envoy.resources import (
     ADS,
     CDS,
@@ -102,6 +103,7 @@ def gateway_cluster(
     *,
     sticky: bool = False,
     proxy: str = "",
+    bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
 ) -> Encoded:
     """The cluster of a backend.  ``endpoints``: (address, port); none is a served 503.
 
@@ -112,7 +114,7 @@ def gateway_cluster(
     if backend.backend is None:
         raise ValueError("nowhere is no cluster")
     if backend.protocol == "http1" and backend.tls is None and not backend.only_headers:
-        return cluster(backend.backend, endpoints, sticky=sticky, proxy=proxy)
+        return cluster(backend.backend, endpoints, sticky=sticky, proxy=proxy, bounds=bounds)
     name = gateway_cluster_name(backend)
     out = cluster_pb2.Cluster(name=name)
     balance(out, sticky)
@@ -125,7 +127,7 @@ def gateway_cluster(
         out.transport_socket.typed_config.CopyFrom(_tls(backend.tls, http2))
     tell_clients(out, proxy)
     fill(out, endpoints)
-    return encoded(CDS, name, out, common=any_cluster())
+    return encoded(CDS, name, out, common=any_cluster(bounds))
 
 
 @lru_cache(1024)

@@ -19,6 +19,7 @@ from xds.core.v3 import cidr_pb2
 from xds.type.matcher.v3 import ip_pb2, matcher_pb2
 
 from akocore.client_limits import ClientLimits
+from akocore.engines.envoy.bounds import overflow_log
 from akocore.engines.envoy.limits import limit_chain, limit_listener, seconds
 from akocore.engines.envoy.resources import LDS, Encoded, cluster_name, encoded
 from akocore.model import L4Pool
@@ -73,6 +74,7 @@ def _tcp(vs: str, pool: L4Pool, limits: ClientLimits) -> tcp_proxy_pb2.TcpProxy:
     out = tcp_proxy_pb2.TcpProxy(stat_prefix=vs, cluster=cluster_name(pool.backend))
     out.idle_timeout.CopyFrom(seconds(limits.tcp_idle_seconds))
     out.max_connect_attempts.value = _ATTEMPTS
+    out.access_log.append(overflow_log())
     if pool.sticky:
         out.hash_policy.add().source_ip.SetInParent()
     return out

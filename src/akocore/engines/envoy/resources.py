@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Final
 
-from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
+from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import config_source_pb2, extension_pb2, proxy_protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
@@ -42,6 +42,7 @@ from msgspec import Struct
 from akocore._fast.diff import fingerprint
 from akocore.client_limits import ClientLimits
 from akocore.engines.envoy.bootstrap import BACKEND_PREFIX, HTTP_OPTIONS
+from akocore.engines.envoy.bounds import Bounds, breakers, hop_filter, overflow_log
 from akocore.engines.envoy.limits import limit_chain, limit_listener, limit_requests
 from akocore.model import HostModel, Route
 from akocore.translate.tls import Certificate
@@ -194,16 +195,6 @@ def cluster_name(backend: str) -> str:
     return BACKEND_PREFIX + backend
 
 
-@cache
-def _breakers() -> circuit_breaker_pb2.CircuitBreakers:
-    """No limit of our own: Envoy's 1,024 requests a cluster would be a 503 out of the blue."""
-    out = circuit_breaker_pb2.CircuitBreakers()
-    thresholds = out.thresholds.add()
-    for field in ("max_connections", "max_pending_requests", "max_requests", "max_retries"):
-        getattr(thresholds, field).value = 1 << 30
-    return out
-
-
 def http_options(*, http2: bool = False) -> http_protocol_options_pb2.HttpProtocolOptions:
     """How endpoints are spoken to: for `HTTP_OPTIONS` of a cluster."""
     out = http_protocol_options_pb2.HttpProtocolOptions()
@@ -215,8 +206,8 @@ def http_options(*, http2: bool = False) -> http_protocol_options_pb2.HttpProtoc
     return out
 
 
-@cache
-def any_cluster() -> bytes:
+@lru_cache
+def any_cluster(bounds: Bounds) -> bytes:
     """What all clusters have in common, encoded.
 
     An endpoint that doesn't answer twice in a row, as on a node that has lost its power, is left
@@ -227,7 +218,7 @@ def any_cluster() -> bytes:
     """
     out = cluster_pb2.Cluster(type=cluster_pb2.Cluster.STATIC)
     out.connect_timeout.seconds = 2
-    out.circuit_breakers.CopyFrom(_breakers())
+    out.circuit_breakers.CopyFrom(breakers(bounds.connections))
     silent = out.outlier_detection
     silent.split_external_local_origin_errors = True
     silent.consecutive_local_origin_failure.value = 2
@@ -244,7 +235,12 @@ def any_cluster() -> bytes:
 
 
 def cluster(
-    backend: str, endpoints: Iterable[tuple[str, int]], *, sticky: bool = False, proxy: str = ""
+    backend: str,
+    endpoints: Iterable[tuple[str, int]],
+    *,
+    sticky: bool = False,
+    proxy: str = "",
+    bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
 ) -> Encoded:
     """The cluster of one Service port.  ``endpoints``: (address, port); none is a served 503.
 
@@ -256,10 +252,15 @@ def cluster(
     balance(out, sticky)
     tell_clients(out, proxy)
     fill(out, endpoints)
-    return encoded(CDS, name, out, common=any_cluster())
+    return encoded(CDS, name, out, common=any_cluster(bounds))
 
 
-def udp_cluster(backend: str, *, sticky: bool = False) -> Encoded:
+def udp_cluster(
+    backend: str,
+    *,
+    sticky: bool = False,
+    bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
+) -> Encoded:
     """The cluster of one UDP port, whose endpoints come by themselves (`udp_endpoints`).
 
     A cluster that is another one ends all sessions; endpoints that come or go end their own.
@@ -268,7 +269,7 @@ def udp_cluster(backend: str, *, sticky: bool = False) -> Encoded:
     out = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
     out.eds_cluster_config.eds_config.CopyFrom(ADS)
     balance(out, sticky)
-    return encoded(CDS, name, out, common=any_cluster())
+    return encoded(CDS, name, out, common=any_cluster(bounds))
 
 
 def udp_endpoints(backend: str, members: Iterable[tuple[str, int]]) -> Encoded:
@@ -469,9 +470,9 @@ def lower_case_filter() -> hcm_pb2.HttpFilter:
     return _try(_KEYS[0])
 
 
-@cache
-def _filters() -> tuple[hcm_pb2.HttpFilter, ...]:
-    out = [_try(key) for key in _KEYS]
+@lru_cache
+def _filters(bounds: Bounds) -> tuple[hcm_pb2.HttpFilter, ...]:
+    out = [hop_filter(bounds), *(_try(key) for key in _KEYS)]
     router = hcm_pb2.HttpFilter(name="envoy.filters.http.router")
     router.typed_config.Pack(router_pb2.Router(suppress_envoy_headers=True))
     return (*out, router)
@@ -494,6 +495,7 @@ def connection_manager(
     scoped.scoped_rds.scoped_rds_config_source.CopyFrom(ADS)
     scoped.scoped_rds.srds_resources_locator = scopes
     out.http_filters.extend(filters)
+    out.access_log.append(overflow_log())
     out.use_remote_address.value = True
     out.normalize_path.value = True
     out.strip_trailing_host_dot = True
@@ -587,6 +589,7 @@ def listener(
     port_offset: int = 0,
     freebind: bool = False,
     limits: ClientLimits = ClientLimits(),  # noqa: B008
+    bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
 ) -> Encoded:
     """One port of a virtual service on one address.  Nothing in it depends on the hosts.
 
@@ -603,7 +606,7 @@ def listener(
     limit_chain(chain, vs, limits)
     one = chain.filters.add()
     one.name = "envoy.filters.network.http_connection_manager"
-    manager = connection_manager(vs, f"{vs}/{port}", collection(vs, port), _filters(), limits)
+    manager = connection_manager(vs, f"{vs}/{port}", collection(vs, port), _filters(bounds), limits)
     if not http2:
         manager.codec_type = hcm_pb2.HttpConnectionManager.HTTP1
     one.typed_config.Pack(manager)
