@@ -10,6 +10,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from akocore.model import Refusal
+from akocore.shown import bounded
 
 __all__ = ["Event", "Events"]
 
@@ -53,6 +54,7 @@ class Events:
 
     def say(self, object_: str, type_: str, reason: str, note: str) -> None:
         """An event; the same one again moves to the end and counts up."""
+        note = bounded(note)
         at, now = (object_, reason, note), self._now()
         event = self._ring.pop(at, None)
         if event is None:

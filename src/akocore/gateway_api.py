@@ -35,6 +35,7 @@ from akocore.model import Refusal
 from akocore.model_http import Backend, BackendTls, HttpHost, HttpMatch, HttpRule, TextMatch
 from akocore.place.virtual_services import Placement, VirtualService
 from akocore.realise_gateway import GatewayRealiser, HostAt
+from akocore.shown import quoted
 from akocore.store import Store
 from akocore.translate.classes import CONTROLLER, SETTING_ANNOTATION, Infra
 from akocore.translate.gateway_api import classes
@@ -412,7 +413,7 @@ class GatewayApi:
             return ""
 
         if ref.group not in ("", "core") or ref.kind != "Secret":
-            what = f"{ref.kind} of group {ref.group or 'core'}"
+            what = f"{quoted(ref.kind)} of group {quoted(ref.group or 'core')}"
             return no("InvalidClientCertificateRef", f"{what} holds no certificate: name a Secret.")
         refers.add(f"ReferenceGrant/{name.partition('/')[0]}")
         if ref.namespace not in ("", namespace) and not self._permits(
@@ -946,10 +947,10 @@ def _address(obj: GatewayApiGateway, findings: list[Finding]) -> str:
     for i, one in enumerate(obj.spec.addresses):
         at = f"spec.addresses[{i}]"
         if one.type != "IPAddress":
-            remedy = f"{one.type} is not served. Write type IPAddress."
+            remedy = f"{quoted(one.type)} is not served. Write type IPAddress."
             findings.append(_found(obj, "Accepted", f"{at}.type", "UnsupportedAddress", remedy))
         elif one.value and not is_address(one.value):
-            remedy = f"{one.value} is no address. Write 10.10.16.232."
+            remedy = f"{quoted(one.value)} is no address. Write 10.10.16.232."
             findings.append(_found(obj, "Programmed", f"{at}.value", "AddressNotUsable", remedy))
         elif i and one.value and address:
             remedy = f"A Gateway has one address, {address}. Take this one out."

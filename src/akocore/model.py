@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from akocore.shown import LONGEST, bounded
 
 __all__ = ["HostModel", "L4Listener", "L4Pool", "Pool", "Refusal", "Route"]
 
@@ -19,6 +22,12 @@ class Refusal(Struct, frozen=True, gc=False, kw_only=True):
     remedy: str  # what is wrong and what to do: one or two sentences
     line: int = 0  # line of the file, where known
     warning: bool = False
+
+    def __post_init__(self) -> None:
+        """Whatever an object says in it, a refusal is a sentence or two."""
+        for name in ("object", "field", "remedy"):
+            if len(text := getattr(self, name)) > LONGEST:
+                force_setattr(self, name, bounded(text))
 
 
 class Pool(Struct, frozen=True, gc=False):

@@ -12,6 +12,7 @@ from akocore.model import Refusal
 from akocore.place.virtual_services import Home, Placed, VirtualService
 from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
+from akocore.shown import quoted
 from akocore.translate.endpoints import not_allowed
 from akocore.translate.ingress import IngressView
 from akocore.translate.tls import CertificateProblem
@@ -149,7 +150,11 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
         known = at.store.setting(by.setting) is not None
         reason = "AviInfraSettingRejected" if known else "AviInfraSettingNotFound"
         fix = "Correct it; its status says how." if known else "Create it."
-        no("spec.ingressClassName", reason, f"AviInfraSetting {by.setting} can't be used. {fix}")
+        no(
+            "spec.ingressClassName",
+            reason,
+            f"AviInfraSetting {quoted(by.setting)} can't be used. {fix}",
+        )
         return out
     for host in seen.hosts:
         out += at.host_refusals.get(host, {}).get(key, ())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from akocore.cli.control import STATE, StateOption, ask, parse_object
+from akocore.shown import printable_all
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -38,6 +39,7 @@ def explain(
         return
     from rich.console import Console
 
+    found = cast("dict[str, Any]", printable_all(found))
     if kind == "ingress":
         tree = _ingress(found)
     elif "rules" in found:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from akocore.cli.control import STATE, StateOption, ask
+from akocore.shown import printable
 
 __all__ = ["get"]
 
@@ -337,7 +338,7 @@ def get(
     always, wide = COLUMNS[kind]
     columns = [*always, *wide] if output is Output.WIDE else always
     rows = [[title for title, _ in columns]]
-    rows += [[str(cell(item)) for _, cell in columns] for item in items]
+    rows += [[printable(str(cell(item))) for _, cell in columns] for item in items]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         typer.echo("   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from akocore.shown import printable
+
 if TYPE_CHECKING:
     from akocore.store import Store
 
@@ -67,7 +69,8 @@ def ingress(
             return True
 
     for one in found.verdicts:
-        typer.echo(f"# {one.verdict}: {one.object} {one.field}: {one.text}")
+        said = f"{one.verdict}: {one.object} {one.field}: {one.text}"
+        typer.echo(f"# {printable(said)}")
     if found.manifests:
         typer.echo(
             yaml.dump_all(found.manifests, Dumper=Plain, sort_keys=False, width=100), nl=False
@@ -106,7 +109,8 @@ def _of_files(files: Iterable[Path]) -> Store:
         reading = read(data, str(path))
         for refusal in reading.refusals:
             at = f"{path}:{refusal.line}" if refusal.line else str(path)
-            typer.echo(f"{at}: {refusal.field} {refusal.reason}: {refusal.remedy}", err=True)
+            said = f"{at}: {refusal.field} {refusal.reason}: {refusal.remedy}"
+            typer.echo(printable(said), err=True)
         for document in reading.documents:
             if document.obj is not None and document.obj.KIND in _KINDS:
                 obj = document.obj

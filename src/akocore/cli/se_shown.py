@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from akocore.cli.control import STATE, StateOption, ask
+from akocore.shown import printable
 
 __all__ = ["bfd", "bgp", "config", "list_", "routes", "show"]
 
@@ -32,7 +33,7 @@ def _routing(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    lines = [list(head), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
         typer.echo("   ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
@@ -146,7 +147,9 @@ def config(
     for item in items:
         if item["metadata"]["name"] == name:
             for daemon in ("zebra", "bfdd", "bgpd"):
-                typer.echo(f"! {daemon}\n{item[daemon]}")
+                typer.echo(f"! {daemon}")
+                for line in item[daemon].split("\n"):
+                    typer.echo(printable(line))
             return
     _engines(state, name)
     typer.echo(

@@ -17,6 +17,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, TextIO
 
+from akocore.shown import bounded, printable
+
 __all__ = ["LogFormat", "LogLevel", "configure"]
 
 
@@ -69,6 +71,18 @@ def _without_secrets(text: str) -> str:
     return _SECRETS.sub("[redacted]", text) if any(mark in text for mark in _MARKS) else text
 
 
+# ── no more than a line ─────────────────────────────────────────────────────────────────────
+
+_LINE = 16_384  # characters, of a traceback too
+
+
+def _traceback(text: str) -> str:
+    """Its lines are lines, but none of them begins an event, and no letter moves a terminal."""
+    if len(text) > _LINE:
+        text = f"{text[: _LINE // 2]}…\n…{text[-_LINE // 2 :]}"
+    return "\n".join(f"  {printable(line)}" for line in text.split("\n"))
+
+
 # ── text ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -78,6 +92,12 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return _without_secrets(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return printable(bounded(super().formatMessage(record), _LINE))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _traceback(super().formatException(ei))
 
 
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────
@@ -131,8 +151,8 @@ class _Json(logging.Formatter):
             for key, template, count in fields:
                 line[key], arguments = _value(template, arguments[:count]), arguments[count:]
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _traceback(self.formatException(record.exc_info))
         for key, value in line.items():
             if isinstance(value, str):
-                line[key] = _without_secrets(value)
+                line[key] = _without_secrets(value if key == "exception" else bounded(value, _LINE))
         return json.dumps(line, default=str)

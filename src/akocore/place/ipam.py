@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from akocore.kube.objects import NetworkSpec
 from akocore.model import Refusal
+from akocore.shown import quoted
 
 __all__ = ["Ipam", "check_network", "check_overlaps"]
 
@@ -35,7 +36,7 @@ def check_network(name: str, spec: NetworkSpec, *, speaks_bgp: bool = False) -> 
     try:
         subnet = ip_network(spec.subnet)
     except ValueError as err:
-        return no("spec.subnet", f"{err}. Write it as 10.10.16.0/24.")
+        return no("spec.subnet", f"{quoted(err)}. Write it as 10.10.16.0/24.")
     if not spec.vip_ranges:
         return no("spec.vipRanges", "Add at least one range of addresses for VIPs.")
     for i, r in enumerate(spec.vip_ranges):
@@ -43,7 +44,7 @@ def check_network(name: str, spec: NetworkSpec, *, speaks_bgp: bool = False) -> 
         try:
             begin, end = ip_address(r.begin), ip_address(r.end)
         except ValueError as err:
-            return no(field, f"{err}. Write begin and end as plain addresses.")
+            return no(field, f"{quoted(err)}. Write begin and end as plain addresses.")
         if begin not in subnet or end not in subnet:
             return no(field, f"{r.begin}-{r.end} is not inside {spec.subnet}. Move it inside.")
         if int(begin) > int(end):

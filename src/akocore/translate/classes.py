@@ -20,6 +20,7 @@ from akocore.kube.objects import (
     ServiceEngineGroupSpec,
 )
 from akocore.model import Refusal
+from akocore.shown import quoted
 
 if TYPE_CHECKING:
     from akocore.store import Store
@@ -177,14 +178,14 @@ def infra_of(
         refuse(
             "spec.seGroup.name" if spec.se_group else "defaults.seGroup",
             "InvalidHaMode",
-            f"ServiceEngineGroup {group} has haMode {groups[group].ha_mode}."
+            f"ServiceEngineGroup {group} has haMode {quoted(groups[group].ha_mode)}."
             f" Write {', '.join(HA_MODES)}.",
         )
     elif groups[group].ha_mode != "ActiveActive" and not speaks_bgp:
         refuse(
             "spec.seGroup.name" if spec.se_group else "defaults.seGroup",
             "Unsupported",
-            f"ServiceEngineGroup {group} has haMode {groups[group].ha_mode}; local Service"
+            f"ServiceEngineGroup {group} has haMode {quoted(groups[group].ha_mode)}; local Service"
             " Engines know ActiveActive.",
         )
     network, field = defaults.network, "defaults.network"
@@ -276,7 +277,7 @@ def infra_of(
             refuse(
                 "spec.l7Settings.shardSize",
                 "InvalidShardSize",
-                f"{spec.l7_settings.shard_size} is unknown."
+                f"{quoted(spec.l7_settings.shard_size)} is unknown."
                 " Write SMALL, MEDIUM, LARGE or DEDICATED.",
             )
     if no:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from akocore.kube.objects import Gateway, GatewayClass, GatewayListener
 from akocore.model import L4Listener, Refusal
+from akocore.shown import quoted
 from akocore.translate.classes import CONTROLLER, SETTING_ANNOTATION
 from akocore.translate.names import Names
 from akocore.translate.services import (
@@ -116,7 +117,7 @@ def view(gateway: Gateway) -> GatewayView:
         elif address.type != "IPAddress":
             refuse(f"{field}.type", "UnsupportedAddress", "Write type IPAddress and an address.")
         elif not is_address(address.value):
-            remedy = f"{address.value} is no address. Write 10.10.16.232."
+            remedy = f"{quoted(address.value)} is no address. Write 10.10.16.232."
             refuse(f"{field}.value", "InvalidAddress", remedy)
     return GatewayView(listeners, addresses[0].value if addresses else "", tuple(no))
 
@@ -125,12 +126,13 @@ def _problem(gateway: Gateway, one: GatewayListener) -> tuple[str, str, str] | N
     """(field, reason, remedy) of what keeps a listener from being served."""
     meta, routes = gateway.metadata, one.routes
     if one.protocol not in ("TCP", "UDP"):
-        remedy = f"A listener is L4 here: write TCP or UDP, not {one.protocol}, or an Ingress."
+        said = quoted(one.protocol)
+        remedy = f"A listener is L4 here: write TCP or UDP, not {said}, or an Ingress."
         return "protocol", "UnsupportedProtocol", remedy
     if one.tls is not None:
         return "tls", "Unsupported", "TLS ends in an Ingress, not here. Take it out."
     if routes.kind != "Service" or routes.group not in _ROUTES:
-        what = f"{routes.kind} of group {routes.group}"
+        what = f"{quoted(routes.kind)} of group {quoted(routes.group)}"
         remedy = f"{what} is no backend here. Write group: v1 and kind: Service."
         return "routes.kind", "UnsupportedRoute", remedy
     if routes.namespaces.from_ not in ("All", "Same"):
@@ -172,9 +174,9 @@ def class_refusals(cls: GatewayClass, usable: Iterable[str], known: bool) -> tup
                 object=f"GatewayClass/{cls.metadata.name}",
                 field=f"spec.parametersRef.{field}",
                 reason="InvalidParameters",
-                remedy=f"{ref.kind} of group {ref.group} is no parameter here: write group"
-                " ako.vmware.com and kind AviInfraSetting. Until then its Gateways are not"
-                " served.",
+                remedy=f"{quoted(ref.kind)} of group {quoted(ref.group)} is no parameter here:"
+                " write group ako.vmware.com and kind AviInfraSetting. Until then its Gateways are"
+                " not served.",
             ),
         )
     if setting in usable:
@@ -191,7 +193,7 @@ def class_refusals(cls: GatewayClass, usable: Iterable[str], known: bool) -> tup
 
 def unusable(setting: str, known: bool) -> str:
     fix = "Correct it; its status says how." if known else "Create it."
-    return f"AviInfraSetting {setting} can't be used. {fix}"
+    return f"AviInfraSetting {quoted(setting)} can't be used. {fix}"
 
 
 def govern_gateway(gateway: Gateway, store: Store, usable: Iterable[str]) -> GovernedGateway:
@@ -282,7 +284,8 @@ def gateway_listener(
             refuse(
                 "metadata.labels",
                 "NotSelected",
-                f"{listener.field} of Gateway {front.key} takes Services with {lacks}. Add it.",
+                f"{listener.field} of Gateway {front.key} takes Services with {quoted(lacks)}."
+                " Add it.",
             )
         elif listener.same_namespace and one.key.partition("/")[0] != front.namespace:
             refuse(

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from akocore.kube.objects import Ingress, IngressBackend, Service, ServicePort
 from akocore.model import HostModel, Pool, Refusal, Route
+from akocore.shown import quoted
 from akocore.translate.names import Names
 from akocore.translate.services import proxy_problem
 
@@ -72,7 +73,7 @@ def _host_problem(host: str) -> str | None:
         return f"{host} ends with a dot. Write {host.rstrip('.')}."
     if host != host.lower():
         return f"{host} has upper-case letters. Write {host.lower()}."
-    return f"{host} is not a DNS name. Write lower-case labels, with *. only at the start."
+    return f"{quoted(host)} is not a DNS name. Write lower-case labels, with *. only at the start."
 
 
 def _backend(backend: IngressBackend, path: str, exact: bool, field: str) -> PathView | str:
@@ -80,7 +81,8 @@ def _backend(backend: IngressBackend, path: str, exact: bool, field: str) -> Pat
     service = backend.service
     if service is None:
         if backend.resource is not None:
-            return f"Backend resources ({backend.resource.kind}) are not served. Name a service."
+            kind = quoted(backend.resource.kind)
+            return f"Backend resources ({kind}) are not served. Name a service."
         return "Name a service."
     port = service.port
     if not service.name:
@@ -118,11 +120,14 @@ def view(ingress: Ingress) -> IngressView:
                 refuse(
                     f"{field}.pathType",
                     "InvalidPathType",
-                    f"{path.path_type} is unknown. Write Exact, Prefix or ImplementationSpecific.",
+                    f"{quoted(path.path_type)} is unknown. Write Exact, Prefix or"
+                    " ImplementationSpecific.",
                 )
             elif not text.startswith("/"):
                 refuse(
-                    f"{field}.path", "InvalidPath", f"Write /{text}: a path starts with a slash."
+                    f"{field}.path",
+                    "InvalidPath",
+                    f"Write /{quoted(text)}: a path starts with a slash.",
                 )
             elif (
                 not text.isascii()
@@ -215,7 +220,7 @@ def _tls(ingress: Ingress, hosts: Iterable[str], refuse: object) -> Mapping[str,
                 refuse(
                     f"{field}.hosts[{h}]",
                     "TLSHostWithoutRule",
-                    f"No rule has host {host}: add one, or take it out of tls.",
+                    f"No rule has host {quoted(host)}: add one, or take it out of tls.",
                     True,
                 )
     return every | covered | named
@@ -402,7 +407,8 @@ def _resolve(
         refuse(
             "port",
             "PortNotFound",
-            f"Service {namespace}/{path.service} has no TCP port {wanted}; it has {has or 'none'}."
+            f"Service {namespace}/{path.service} has no TCP port {quoted(wanted)};"
+            f" it has {has or 'none'}."
             if wanted
             else f"Name a port of Service {namespace}/{path.service}; it has {has or 'none'}.",
         )

@@ -15,6 +15,7 @@ import msgspec
 from akocore.engines.frr.config import WELL_KNOWN, Bfd, Peer, RouterConfig, Snat, Vip
 from akocore.kube.objects import AddressRange, BgpPeer, NetworkSpec
 from akocore.model import Refusal
+from akocore.shown import quoted
 
 __all__ = [
     "check_bgp",
@@ -67,7 +68,7 @@ def _problems(spec: NetworkSpec) -> Iterator[tuple[str, str]]:
         try:
             ip = ip_address(peer.address)
         except ValueError as err:
-            yield f"{at}.address", f"{err}. Write it as 10.10.16.250."
+            yield f"{at}.address", f"{quoted(err)}. Write it as 10.10.16.250."
             continue
         if ip.is_unspecified or ip.is_multicast or ip.is_loopback:
             yield f"{at}.address", f"{ip} can't be a router's address. Give that of the router."
@@ -91,7 +92,7 @@ def _prefix(spec: NetworkSpec, prefix: str) -> Iterator[tuple[str, str]]:
     try:
         network = ip_network(prefix)
     except ValueError as err:
-        yield "spec.bgp.prefix", f"{err}. Write it as 10.10.16.0/24."
+        yield "spec.bgp.prefix", f"{quoted(err)}. Write it as 10.10.16.0/24."
         return
     for i, found in enumerate(spec.vip_ranges):
         ends = (ip_address(found.begin), ip_address(found.end))

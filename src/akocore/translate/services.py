@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from akocore.kube.objects import Service
 from akocore.model import L4Listener, L4Pool, Refusal
+from akocore.shown import quoted
 from akocore.translate.classes import CONTROLLER, SETTING_ANNOTATION
 from akocore.translate.names import Names
 
@@ -111,7 +112,9 @@ def proxy_problem(service: Service) -> str:
     said = service.metadata.annotation(PROXY_ANNOTATION)
     if not said or proxy_protocol(service):
         return ""
-    return f"{PROXY_ANNOTATION} of Service {service.metadata.key} is {said}: write v1 or v2."
+    return (
+        f"{PROXY_ANNOTATION} of Service {service.metadata.key} is {quoted(said)}: write v1 or v2."
+    )
 
 
 def is_address(text: str) -> bool:
@@ -218,7 +221,9 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
             )
         address, setting = "", None
     elif address and not is_address(address):
-        refuse(address_field, "InvalidAddress", f"{address} is no address. Write 10.10.16.232.")
+        refuse(
+            address_field, "InvalidAddress", f"{quoted(address)} is no address. Write 10.10.16.232."
+        )
     if problem := proxy_problem(service):
         refuse(f"metadata.annotations[{PROXY_ANNOTATION}]", "InvalidField", problem)
     for annotation, what in _NOT_YET.items():
@@ -254,7 +259,7 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
                 refuse(
                     f"spec.ports[{i}].protocol",
                     "UnsupportedProtocol",
-                    f"{port.protocol} is not served. Write TCP or UDP.",
+                    f"{quoted(port.protocol)} is not served. Write TCP or UDP.",
                 )
     ranges = []
     for i, text in enumerate(spec.load_balancer_source_ranges):
@@ -264,7 +269,7 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
             refuse(
                 f"spec.loadBalancerSourceRanges[{i}]",
                 "InvalidSourceRange",
-                f"{text} is no network: nobody is let in for it. Write 10.0.0.0/8.",
+                f"{quoted(text)} is no network: nobody is let in for it. Write 10.0.0.0/8.",
             )
     if spec.load_balancer_source_ranges and not ranges:
         ports = {}  # nobody may come, and () would be anybody

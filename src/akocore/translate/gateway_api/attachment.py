@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from akocore.kube.gateway_objects import GATEWAY_API, ParentReference
 from akocore.kube.meta import LabelSelector
+from akocore.shown import quoted
 from akocore.translate.gateway_api.found import ListenerId
 from akocore.translate.gateway_api.hostnames import intersection
 from akocore.translate.gateway_api.labels import selects
@@ -103,7 +104,7 @@ def attach(
             hosts[one.id] = tuple(found)
     if not hosts:
         has = ", ".join(sorted({one.hostname for one in allowing}))
-        message = f"None of its hostnames is among those of the listeners: {has}."
+        message = f"None of its hostnames is among those of the listeners: {quoted(has)}."
         return Attached({}, "NoMatchingListenerHostname", message)
     if not any(one.accepted for one in allowing if one.id in hosts):
         message = "The listeners that it would attach to are not accepted: their status says why."

@@ -11,6 +11,7 @@ from akocore.kube.gateway_objects import BackendObjectReference, BackendRef, HTT
 from akocore.kube.objects import Service, ServicePort
 from akocore.model import Refusal
 from akocore.model_http import Backend, BackendTls, HeaderEdit
+from akocore.shown import quoted
 from akocore.translate.gateway_api.found import Finding
 from akocore.translate.services import proxy_problem
 
@@ -70,7 +71,7 @@ def resolve(at: Translation, ref: AnyRef, field: str, protocol: str = "TCP") -> 
         at.no("ResolvedRefs", f"{field}.{part}" if part else field, reason, remedy)
 
     if ref.group not in ("", "core") or ref.kind != "Service":
-        what = f"{ref.kind} of group {ref.group or 'core'}"
+        what = f"{quoted(ref.kind)} of group {quoted(ref.group or 'core')}"
         no("kind", "InvalidKind", f"{what} is no backend here: name a Service.")
         return None
     namespace = ref.namespace or at.namespace

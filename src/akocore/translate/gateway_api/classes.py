@@ -14,6 +14,7 @@ from akocore.kube.gateway_objects import (
     ParametersReference,
 )
 from akocore.model import Refusal
+from akocore.shown import quoted
 from akocore.translate.classes import CONTROLLER, SETTING_ANNOTATION
 from akocore.translate.gateways import unusable
 
@@ -107,8 +108,8 @@ def _wrong_kind(object_: str, field: str, ref: ParametersReference, what: str) -
         object=object_,
         field=f"{field}.{part}",
         reason="InvalidParameters",
-        remedy=f"{ref.kind} of group {ref.group or 'core'} is no parameter here: write group"
-        f" ako.vmware.com and kind AviInfraSetting. Until then {what} not served.",
+        remedy=f"{quoted(ref.kind)} of group {quoted(ref.group or 'core')} is no parameter here:"
+        f" write group ako.vmware.com and kind AviInfraSetting. Until then {what} not served.",
     )
 
 

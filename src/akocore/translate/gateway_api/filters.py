@@ -21,6 +21,7 @@ from akocore.model_http import (
     PathRewrite,
     Redirect,
 )
+from akocore.shown import quoted
 from akocore.translate.gateway_api.backends import Translation, backend
 from akocore.translate.gateway_api.hostnames import is_hostname
 
@@ -61,12 +62,13 @@ def filters(at: Translation, all_: Iterable[HTTPRouteFilter], field: str) -> Fil
         apply = _APPLY.get(one.type)
         grpc = at.kind == "GRPCRoute" and one.type not in _GRPC
         if apply is None or grpc:
-            what = f"{one.type} is not served"
+            what = f"{quoted(one.type)} is not served"
             if one.extension_ref is not None:
-                what = f"{one.extension_ref.kind} of group {one.extension_ref.group} is not known"
+                ref = one.extension_ref
+                what = f"{quoted(ref.kind)} of group {quoted(ref.group)} is not known"
             no("type", "UnsupportedValue", f"{what}: its requests get a 500. Take it out.")
         elif one.type in seen and one.type != "RequestMirror":
-            no("type", "IncompatibleFilters", f"{one.type} may be there once. Take it out.")
+            no("type", "IncompatibleFilters", f"{quoted(one.type)} may be there once. Take it out.")
         else:
             apply(at, one, here, out, no)
         seen.add(one.type)
@@ -89,7 +91,7 @@ def _edit(spec: HTTPHeaderFilter | None, part: str, no: _No) -> HeaderEdit:
         kept: dict[str, tuple[str, str]] = {}
         for i, one in enumerate(headers):
             if not TOKEN.fullmatch(one.name) or not one.value.isprintable():
-                no(f"{part}.{name}[{i}]", "UnsupportedValue", f"{one.name!r} is no header.")
+                no(f"{part}.{name}[{i}]", "UnsupportedValue", f"{quoted(one.name)!r} is no header.")
             else:
                 kept.setdefault(one.name.lower(), (one.name, one.value))
         pairs.append(tuple(kept.values()))
@@ -109,7 +111,7 @@ def _path(spec: HTTPPathModifier | None, part: str, no: _No) -> PathRewrite | No
         return None
     text = spec.replace_full_path or spec.replace_prefix_match or "/"
     if not text.startswith("/") or not text.isprintable() or " " in text:
-        no(f"{part}.path", "UnsupportedValue", f"{text!r} is no path. Begin with a slash.")
+        no(f"{part}.path", "UnsupportedValue", f"{quoted(text)!r} is no path. Begin with a slash.")
         return None
     if spec.type == "ReplaceFullPath" and spec.replace_full_path is not None:
         return PathRewrite("full", spec.replace_full_path)
@@ -129,10 +131,14 @@ def _redirect(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters,
         remedy = f"{spec.status_code} is no redirect. Write 301, 302, 303, 307 or 308."
         no("requestRedirect.statusCode", "UnsupportedValue", remedy)
     if spec.scheme not in ("", "http", "https"):
-        remedy = f"{spec.scheme} is unknown. Write http or https."
+        remedy = f"{quoted(spec.scheme)} is unknown. Write http or https."
         no("requestRedirect.scheme", "UnsupportedValue", remedy)
     if spec.hostname and not is_hostname(spec.hostname):
-        no("requestRedirect.hostname", "UnsupportedValue", f"{spec.hostname!r} is no DNS name.")
+        no(
+            "requestRedirect.hostname",
+            "UnsupportedValue",
+            f"{quoted(spec.hostname)!r} is no DNS name.",
+        )
     path = _path(spec.path, "requestRedirect", no)
     out.redirect = Redirect(spec.status_code, spec.scheme, spec.hostname, spec.port, path)
 
@@ -143,7 +149,7 @@ def _rewrite(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters, 
         no("urlRewrite", "UnsupportedValue", "Add urlRewrite.")
         return
     if spec.hostname and not is_hostname(spec.hostname):
-        no("urlRewrite.hostname", "UnsupportedValue", f"{spec.hostname!r} is no DNS name.")
+        no("urlRewrite.hostname", "UnsupportedValue", f"{quoted(spec.hostname)!r} is no DNS name.")
     out.rewrite_host = spec.hostname
     out.rewrite_path = _path(spec.path, "urlRewrite", no)
 

@@ -20,6 +20,7 @@ from akocore.kube.gateway_objects import (
     RouteNamespaces,
 )
 from akocore.model import Refusal
+from akocore.shown import quoted
 from akocore.translate.gateway_api.found import Finding, ListenerId, Type
 from akocore.translate.gateway_api.hostnames import is_hostname
 
@@ -197,17 +198,18 @@ def _view(
     certificates: tuple[str, ...] = ()
     clients = None
     if spec.hostname and spec.protocol in _HOSTS and not is_hostname(spec.hostname):
-        remedy = f"{spec.hostname} is no DNS name. Write one, with *. only at the start."
+        remedy = f"{quoted(spec.hostname)} is no DNS name. Write one, with *. only at the start."
         draft.no("Accepted", "hostname", "UnsupportedValue", remedy)
     if spec.protocol not in KINDS:
-        remedy = f"{spec.protocol} is not served. Write HTTP, HTTPS, TLS, TCP or UDP."
+        remedy = f"{quoted(spec.protocol)} is not served. Write HTTP, HTTPS, TLS, TCP or UDP."
         draft.no("Accepted", "protocol", "UnsupportedProtocol", remedy)
     elif spec.protocol in ("HTTPS", "TLS"):
         asked = spec.tls.mode if spec.tls is not None else "Terminate"
         if asked == "Passthrough" and spec.protocol == "TLS":
             mode = "Passthrough"
         elif asked != "Terminate":
-            remedy = f"A listener of {spec.protocol} can't have mode {asked}. Write Terminate."
+            said = quoted(asked)
+            remedy = f"A listener of {spec.protocol} can't have mode {said}. Write Terminate."
             draft.no("Accepted", "tls.mode", "UnsupportedValue", remedy)
         else:
             mode = "Terminate"
@@ -215,10 +217,12 @@ def _view(
             if spec.protocol == "HTTPS":
                 clients = _clients(draft, frontend, home, check, permits)
     elif spec.tls is not None:
-        remedy = f"A listener of {spec.protocol} has no TLS. Take it out, or write HTTPS or TLS."
+        remedy = (
+            f"A listener of {quoted(spec.protocol)} has no TLS. Take it out, or write HTTPS or TLS."
+        )
         draft.no("Accepted", "tls", "UnsupportedValue", remedy)
     for name in sorted((spec.tls.options if spec.tls is not None else None) or ()):
-        draft.warn(f"tls.options[{name}]", "It is not known, and passed over. Take it out.")
+        draft.warn(f"tls.options[{quoted(name)}]", "It is not known, and passed over. Take it out.")
     return ListenerView(
         id=draft.id,
         field=draft.field,
@@ -246,8 +250,8 @@ def _kinds(draft: _Draft) -> tuple[str, ...]:
                 "ResolvedRefs",
                 f"allowedRoutes.kinds[{i}]",
                 "InvalidRouteKinds",
-                f"A listener of {draft.spec.protocol} can't have {one.kind} of group {one.group}."
-                f" Write {' or '.join(usual)}.",
+                f"A listener of {draft.spec.protocol} can't have {quoted(one.kind)} of group"
+                f" {quoted(one.group)}. Write {' or '.join(usual)}.",
             )
     good = [one.kind for one in asked if one.group == GATEWAY_API and one.kind in usual]
     return tuple(dict.fromkeys(good))
@@ -273,9 +277,8 @@ def _certificates(draft: _Draft, check: Check, permits: Permits) -> tuple[str, .
     for i, ref in enumerate(refs):
         field = f"tls.certificateRefs[{i}]"
         if ref.group not in ("", "core") or ref.kind != "Secret":
-            remedy = (
-                f"{ref.kind} of group {ref.group or 'core'} holds no certificate: name a Secret."
-            )
+            what = f"{quoted(ref.kind)} of group {quoted(ref.group or 'core')}"
+            remedy = f"{what} holds no certificate: name a Secret."
             draft.no("ResolvedRefs", field, "InvalidCertificateRef", remedy)
             continue
         key, problem = _resolve(ref, "Secret", draft.id[0], draft.namespace, check, permits)
@@ -313,7 +316,8 @@ def _clients(
     for i, ref in enumerate(validation.ca_certificate_refs):
         field = f"{at}.validation.caCertificateRefs[{i}]"
         if ref.group not in ("", "core") or ref.kind != "ConfigMap":
-            remedy = f"{ref.kind} of group {ref.group or 'core'} is not read: name a ConfigMap."
+            what = f"{quoted(ref.kind)} of group {quoted(ref.group or 'core')}"
+            remedy = f"{what} is not read: name a ConfigMap."
             no("ResolvedRefs", field, "InvalidCACertificateKind", remedy)
             continue
         key, problem = _resolve(ref, "ConfigMap", "Gateway", home, check, permits)

@@ -9,6 +9,7 @@ from msgspec import Struct
 from akocore.kube.gateway_objects import BackendTLSPolicy
 from akocore.model import Refusal
 from akocore.model_http import BackendTls
+from akocore.shown import quoted
 from akocore.translate.gateway_api.found import Finding, Type
 from akocore.translate.gateway_api.listeners import Check
 
@@ -63,7 +64,8 @@ def view(policy: BackendTLSPolicy, check: Check, authorities: Callable[[str], st
         if ref.group in ("", "core") and ref.kind == "Service":
             targets.append((f"{meta.namespace}/{ref.name}", ref.section_name))
         else:
-            remedy = f"{ref.kind} of group {ref.group or 'core'} is no target: name a Service."
+            what = f"{quoted(ref.kind)} of group {quoted(ref.group or 'core')}"
+            remedy = f"{what} is no target: name a Service."
             no("Accepted", f"spec.targetRefs[{i}]", "Invalid", remedy)
     for name in sorted(spec.options or ()):
         remedy = "It is not known, and passed over. Take it out."
@@ -75,7 +77,7 @@ def view(policy: BackendTLSPolicy, check: Check, authorities: Callable[[str], st
         at = f"{field}.caCertificateRefs[{i}]"
         key = f"{meta.namespace}/{local.name}"
         if local.group not in ("", "core") or local.kind != "ConfigMap":
-            what = f"{local.kind} of group {local.group or 'core'}"
+            what = f"{quoted(local.kind)} of group {quoted(local.group or 'core')}"
             no("ResolvedRefs", at, "InvalidKind", f"{what} is not read: name a ConfigMap.")
         elif (problem := check("ConfigMap", key)) is not None:
             no("ResolvedRefs", at, "InvalidCACertificateRef", problem[1])

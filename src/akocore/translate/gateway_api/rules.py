@@ -32,6 +32,7 @@ from akocore.model_http import (
     Session,
     TextMatch,
 )
+from akocore.shown import quoted
 from akocore.translate.gateway_api.backends import Context, Translation, backend, l4_backends
 from akocore.translate.gateway_api.durations import seconds
 from akocore.translate.gateway_api.filters import TOKEN, Filters, filters
@@ -78,7 +79,7 @@ def rules_of(route: Route, context: Context) -> RouteRules:
     hostnames = spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute | TLSRoute) else ()
     for i, one in enumerate(hostnames):
         if not is_hostname(one):
-            remedy = f"{one} is no DNS name. Write one, with *. only at the start."
+            remedy = f"{quoted(one)} is no DNS name. Write one, with *. only at the start."
             at.no("Hostnames", f"spec.hostnames[{i}]", "UnsupportedValue", remedy)
     good = tuple(one for one in hostnames if is_hostname(one))
     if spec.use_default_gateways not in ("", "None"):
@@ -219,7 +220,7 @@ def _regex(at: Translation, text: str, field: str) -> None:
         re2.compile(text, options)
     except re2.error as err:
         why = err.args[0].decode() if isinstance(err.args[0], bytes) else str(err.args[0])
-        remedy = f"RE2 refuses it: {why}. Write it in RE2's syntax."
+        remedy = f"RE2 refuses it: {quoted(why)}. Write it in RE2's syntax."
         at.no("PartiallyInvalid", field, "UnsupportedValue", remedy)
 
 
@@ -228,7 +229,7 @@ def _path(at: Translation, type_: str, value: str, field: str) -> TextMatch:
         _regex(at, value, f"{field}.value")
         return TextMatch("regex", value)
     if type_ not in ("Exact", "PathPrefix"):
-        remedy = f"{type_} is unknown. Write Exact, PathPrefix or RegularExpression."
+        remedy = f"{quoted(type_)} is unknown. Write Exact, PathPrefix or RegularExpression."
         at.no("PartiallyInvalid", f"{field}.type", "UnsupportedValue", remedy)
     elif (
         not value.startswith("/")
@@ -238,7 +239,9 @@ def _path(at: Translation, type_: str, value: str, field: str) -> TextMatch:
         or "#" in value
         or "//" in value
     ):
-        remedy = f"{value} is no path. Write one that starts with a slash, without ?, # and //."
+        remedy = (
+            f"{quoted(value)} is no path. Write one that starts with a slash, without ?, # and //."
+        )
         at.no("PartiallyInvalid", f"{field}.value", "UnsupportedValue", remedy)
     if type_ == "Exact":
         return TextMatch("exact", value)
@@ -255,12 +258,13 @@ def _keys(
         if name in out:
             continue
         if not name or (headers and not TOKEN.fullmatch(name)) or not one.value.isprintable():
-            remedy = f"{one.name!r} with {one.value!r} can't be in a request. Correct it."
+            what = f"{quoted(one.name)!r} with {quoted(one.value)!r}"
+            remedy = f"{what} can't be in a request. Correct it."
             at.no("PartiallyInvalid", f"{field}[{i}]", "UnsupportedValue", remedy)
         if one.type == "RegularExpression":
             _regex(at, one.value, f"{field}[{i}].value")
         elif one.type != "Exact":
-            remedy = f"{one.type} is unknown. Write Exact or RegularExpression."
+            remedy = f"{quoted(one.type)} is unknown. Write Exact or RegularExpression."
             at.no("PartiallyInvalid", f"{field}[{i}].type", "UnsupportedValue", remedy)
         kind = "regex" if one.type == "RegularExpression" else "exact"
         out[name] = KeyMatch(name, TextMatch(kind, one.value))  # type: ignore[arg-type]
@@ -269,7 +273,7 @@ def _keys(
 
 def _http_match(at: Translation, match: HTTPRouteMatch, field: str) -> HttpMatch:
     if match.method and not _METHOD.fullmatch(match.method):
-        remedy = f"{match.method} is no method. Write it in upper case, as GET."
+        remedy = f"{quoted(match.method)} is no method. Write it in upper case, as GET."
         at.no("PartiallyInvalid", f"{field}.method", "UnsupportedValue", remedy)
     return HttpMatch(
         _path(at, match.path.type, match.path.value, f"{field}.path"),
@@ -288,7 +292,7 @@ def _grpc_match(at: Translation, match: GRPCRouteMatch, field: str) -> HttpMatch
         path = TextMatch("regex", f"/(?:{service})/(?:{name})")
         _regex(at, path.value, f"{field}.method")
     elif method is not None and method.type != "Exact":
-        remedy = f"{method.type} is unknown. Write Exact or RegularExpression."
+        remedy = f"{quoted(method.type)} is unknown. Write Exact or RegularExpression."
         at.no("PartiallyInvalid", f"{field}.method.type", "UnsupportedValue", remedy)
     elif method is not None and method.service and method.method:
         path = TextMatch("exact", f"/{method.service}/{method.method}")
@@ -304,7 +308,7 @@ def _seconds(at: Translation, text: str | None, field: str) -> float:
         return 0.0
     found = seconds(text)
     if found is None:
-        remedy = f"{text} is no duration. Write it as 10s, 500ms or 1m30s."
+        remedy = f"{quoted(text)} is no duration. Write it as 10s, 500ms or 1m30s."
         at.no("PartiallyInvalid", field, "UnsupportedValue", remedy)
         return 0.0
     return found
@@ -348,14 +352,14 @@ def _session(at: Translation, route: HTTPRoute | GRPCRoute, i: int, field: str) 
         at.warn(f"{here}.idleTimeout", "UnsupportedValue", remedy)
     absolute = _seconds(at, spec.absolute_timeout, f"{here}.absoluteTimeout")
     if spec.type not in ("Cookie", "Header"):
-        remedy = f"{spec.type} is unknown. Write Cookie or Header."
+        remedy = f"{quoted(spec.type)} is unknown. Write Cookie or Header."
         at.no("PartiallyInvalid", f"{here}.type", "UnsupportedValue", remedy)
     lasting = spec.cookie_config is not None and spec.cookie_config.lifetime_type == "Permanent"
     if lasting and not absolute:
         remedy = "A permanent cookie needs absoluteTimeout."
         at.no("PartiallyInvalid", here, "UnsupportedValue", remedy)
     if spec.session_name and not TOKEN.fullmatch(spec.session_name):
-        remedy = f"{spec.session_name!r} is no name of a cookie or header."
+        remedy = f"{quoted(spec.session_name)!r} is no name of a cookie or header."
         at.no("PartiallyInvalid", f"{here}.sessionName", "UnsupportedValue", remedy)
         return None
     if spec.type == "Header":
