@@ -9,8 +9,9 @@ were dropped lately, and one that outlived its controller is asked by way of its
 
 Every publication has a sequence number.  An engine has *acknowledged* a number when it has
 accepted, or refused for good, all that was sent with it.  A refused response (NACK) is halved
-and sent again until the one resource at fault stands alone; that one is kept in
-`Engine.rejected` until it changes, and everything else is served.
+and sent again, in other bytes (`resent` says why), until the one resource at fault stands alone;
+that one is kept in `Engine.rejected` until it changes, and everything else is served.  What an
+engine refused once goes to others by itself, after the rest.
 
 Source of the protocol: Envoy's "xDS REST and gRPC protocol", section "Incremental xDS".
 """
@@ -31,6 +32,7 @@ from collections.abc import (
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
@@ -38,6 +40,8 @@ from msgspec import Struct, field
 
 from akocore._fast.diff import diff_fingerprints
 from akocore.engines.envoy.learnt_names import LearntNames
+from akocore.engines.envoy.refusal import reason
+from akocore.engines.envoy.resent import resent
 from akocore.engines.envoy.resources import (
     CDS,
     COLLECTIONS,
@@ -57,6 +61,8 @@ _DROPPED = 20_000  # scopes whose drop is remembered for engines that were away
 _CHUNK = 500  # resources in one response: keeps Envoy's peak memory down
 _PUT_ORDER = (CDS, EDS, LDS, SDS, SRDS)
 _DROP_ORDER = (SRDS, SDS, LDS, EDS, CDS)
+_KEPT_UNUSED = (SRDS, SDS)  # types of which Envoy may have what it does not use
+_TRUST_S = 30.0  # that an engine's last stream is taken for the one before this
 
 _Response = tuple[bytes, list[Encoded]]  # a DeltaDiscoveryResponse without, and its resources
 _Admit = Callable[[Any, str, str], Awaitable[None]]
@@ -119,11 +125,12 @@ class Catalog:
 
 
 class _Sent(Struct):
-    """A response on its way: ``names`` put, to be halved if the engine says no."""
+    """A response on its way: ``names`` put, to be halved if the engine says no; ``gone``: not."""
 
     sequence: int
     type_url: str
     names: list[str]
+    gone: list[str]
 
 
 class Engine(Struct):
@@ -140,6 +147,8 @@ class Engine(Struct):
     outstanding: dict[str, _Sent] = field(default_factory=dict)
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
     rejected: dict[tuple[str, str], Rejection] = field(default_factory=dict)
+    doubted: set[tuple[str, str]] = field(default_factory=set)  # it may have, and not use
+    unknown: set[str] = field(default_factory=set)  # types of which any may be so
     nacks: int = 0  # responses refused on this stream
     sent: int = 0  # resources, on this stream
     reached: int = 0  # the last sequence number sent
@@ -176,6 +185,11 @@ class Engine(Struct):
     def answers(self) -> bool:
         """Whether clients can meet it: it kept its listeners, or has all that it was to get."""
         return not self.joining
+
+    def doubts(self) -> set[tuple[str, str]]:
+        """What is not known to be used by it: (type, name)."""
+        waiting = [sent for sent in self.outstanding.values() if sent.type_url in _KEPT_UNUSED]
+        return self.doubted | {(s.type_url, name) for s in waiting for name in s.names}
 
 
 class Elsewhere(Struct, frozen=True):
@@ -238,6 +252,9 @@ class AdsServer:
         self._on_progress = on_progress
         self._scopes_of = scopes_of
         self._met: set[str] = set()  # engines that this server has served before
+        # Engine → when its last stream ended, and what was in doubt then.
+        self._left: dict[str, tuple[float, set[tuple[str, str]]]] = {}
+        self._bad: dict[tuple[str, str], bytes] = {}  # (type, name) → what an engine refused of it
         self._clearing: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -317,11 +334,13 @@ class AdsServer:
         for one in puts:
             if one.type_url == SDS or catalog.put(one):
                 changed[one.type_url].append(one)
+                self._bad.pop((one.type_url, one.name), None)
         for type_url, name in drops:
             if type_url == SDS:
                 removed[SDS].append(Encoded(SDS, name, b""))
             elif (old := catalog.drop(type_url, name)) is not None:
                 removed[type_url].append(old)
+                self._bad.pop((type_url, name), None)
         if not any(changed.values()) and not any(removed.values()):
             return catalog.sequence
         # A cluster that is another one waits for its endpoints again, and asks for them no more.
@@ -428,9 +447,23 @@ class AdsServer:
             head = discovery_pb2.DeltaDiscoveryResponse(
                 type_url=type_url, nonce=nonce, removed_resources=gone
             ).SerializeToString()
-            engine.outstanding[nonce] = _Sent(sequence, type_url, [one.name for one in part])
+            names = [one.name for one in part]
+            engine.outstanding[nonce] = _Sent(sequence, type_url, names, gone)
+            if engine.doubted or engine.unknown:
+                part = self._in_other_bytes(engine, part)
             engine.queue.put_nowait((head, part))
             gone, always = [], False
+
+    @staticmethod
+    def _in_other_bytes(engine: Engine, resources: list[Encoded]) -> list[Encoded]:
+        """Resources of a response, those in doubt so that what the engine says of them is true."""
+        mark = uuid4().hex
+        return [
+            resent(one, mark)
+            if one.type_url in engine.unknown or (one.type_url, one.name) in engine.doubted
+            else one
+            for one in resources
+        ]
 
     # ── one engine ──────────────────────────────────────────────────────────────────────────
 
@@ -450,6 +483,9 @@ class AdsServer:
         replaced = self.engines.get(engine.name)
         if replaced is not None:
             replaced.queue.put_nowait(None)
+            self._leave(replaced)
+        if returned:
+            self._doubt(engine)
         self.engines[engine.name] = engine
         log.info(
             "event=se_connected se=%s group=%s from=%s", engine.name, engine.group, context.peer()
@@ -463,6 +499,7 @@ class AdsServer:
             reader.cancel()
             if self.engines.get(engine.name) is engine:
                 del self.engines[engine.name]
+                self._leave(engine)
             log.info(
                 "event=se_disconnected se=%s group=%s sent=%d",
                 *(engine.name, engine.group, engine.sent),
@@ -473,6 +510,20 @@ class AdsServer:
         engine.reached = self.catalog(engine.group).sequence
         engine.awaited["(connecting)"] = engine.reached
         engine.joining = 0 if engine.returned else engine.reached
+
+    def _leave(self, engine: Engine) -> None:
+        self._left[engine.name] = (time.monotonic(), engine.doubts())
+
+    def _doubt(self, engine: Engine) -> None:
+        """What one that has run before may have without using it.
+
+        Not to know costs it some 0.1 ms a scope, once: it makes all of them anew.
+        """
+        left = self._left.pop(engine.name, None)
+        if left is None or engine.name in self.elsewhere or time.monotonic() - left[0] > _TRUST_S:
+            engine.unknown = set(_KEPT_UNUSED)
+        else:
+            engine.doubted = left[1]
 
     async def _read(
         self, engine: Engine, first: Any, requests: AsyncIterator[Any], *, early: bool
@@ -495,9 +546,8 @@ class AdsServer:
         sent = engine.outstanding.pop(request.response_nonce, None)
         if sent is not None and request.HasField("error_detail"):
             self._refused(engine, sent, request.error_detail.message)
-        elif sent is not None and engine.rejected:
-            for name in sent.names:
-                engine.rejected.pop((type_url, name), None)
+        elif sent is not None:
+            self._taken(engine, sent)
         self._asked(engine, type_url, request)
         if engine.joining and engine.acknowledged >= engine.joining:
             engine.joining = 0
@@ -505,6 +555,18 @@ class AdsServer:
             log.info("event=se_ready se=%s group=%s", engine.name, engine.group)
         if sent is not None or request.resource_names_subscribe or not request.response_nonce:
             self._on_progress(engine.group)
+
+    def _taken(self, engine: Engine, sent: _Sent) -> None:
+        """It uses all that was in a response."""
+        type_url = sent.type_url
+        if engine.rejected:
+            known = self.catalog(engine.group).resources.get(type_url, {})
+            for name in sent.names:
+                was = engine.rejected.pop((type_url, name), None)
+                if was is not None and type_url == LDS and name in known:
+                    self._await_scopes(engine, [known[name]], sent.sequence)
+        if engine.doubted:
+            engine.doubted.difference_update((type_url, name) for name in sent.names)
 
     def _asked(self, engine: Engine, type_url: str, request: Any) -> None:
         """Take in what a request subscribes to, and answer what is new."""
@@ -543,6 +605,7 @@ class AdsServer:
             unknown = [name for name, one in found.items() if one is None]
             self._send(engine, SDS, puts, unknown, sequence)
             self._bound_names(engine, (name for name, one in found.items() if one is not None))
+            engine.unknown.discard(SDS)
             return
         if type_url == SRDS:
             wanted: dict[str, Encoded] = {}
@@ -560,6 +623,9 @@ class AdsServer:
             engine.awaited.pop("(connecting)", None)
             self._await_scopes(engine, list(wanted.values()), sequence)
         gone = [name for name in asked if name not in wanted] if type_url == EDS else []
+        bad = self._refused_before(wanted) if self._bad else {}
+        if bad:
+            wanted = {name: one for name, one in wanted.items() if name not in bad}
         if type_url == SRDS and engine.returned and not engine.clearing:
             gone = [name for name, one in catalog.dropped.items() if one in asked]
             if engine.name not in self._met and self._scopes_of is not None:
@@ -573,12 +639,25 @@ class AdsServer:
                 {name: bytes.fromhex(version) for name, version in has.items()},
             )
             puts = [wanted[name] for name in (*delta.added, *delta.changed)]
-            self._send(engine, type_url, puts, delta.removed, sequence, always=True)
+            removed = [name for name in delta.removed if name not in bad]  # it has former ones
+            self._send(engine, type_url, puts, removed, sequence, always=True)
         else:
             # A listener opens with the first answer of its scopes: nobody is to meet half of them.
             chunk = len(wanted) or 1 if type_url == SRDS else _CHUNK
             puts = list(wanted.values())
             self._send(engine, type_url, puts, gone, sequence, always=True, chunk=chunk)
+        self._send(engine, type_url, bad.values(), (), sequence, chunk=1)
+        engine.unknown.discard(type_url)  # what it has is on its way to it, in other bytes
+
+    def _refused_before(self, wanted: Mapping[str, Encoded]) -> dict[str, Encoded]:
+        """Those of ``wanted`` that an engine refused as they are."""
+        return {
+            name: wanted[name]
+            for (type_url, name), fingerprint in self._bad.items()
+            if name in wanted
+            and wanted[name].type_url == type_url
+            and wanted[name].fingerprint == fingerprint
+        }
 
     def _bound_names(self, engine: Engine, names: Iterable[str]) -> None:
         """Have an engine forget the first names that it learnt, when there are too many.
@@ -592,6 +671,7 @@ class AdsServer:
         refused = [at for at in engine.rejected if at[0] == SDS and not own(at[1])]
         for at in refused[: max(len(refused) - self.names_limit, 0)]:
             del engine.rejected[at]
+            engine.doubted.discard(at)
 
     async def _clear(
         self, engine: Engine, scopes_of: Callable[[str], Awaitable[Collection[str] | None]]
@@ -621,30 +701,54 @@ class AdsServer:
         return None if same else one
 
     def _refused(self, engine: Engine, sent: _Sent, message: str) -> None:
-        """Find the resource at fault by halves; the rest goes again."""
-        if sent.type_url == SDS:
+        """Find the resource at fault by halves; the rest goes again, in other bytes."""
+        type_url, why = sent.type_url, reason(message)
+        if type_url == SDS:
             found = [self._secret(engine, name) for name in sent.names]
             live = [one for one in found if one is not None]
+            gone = [name for name in sent.gone if self._secret(engine, name) is None]
         else:
-            resources = self.catalog(engine.group).resources[sent.type_url]
+            resources = self.catalog(engine.group).resources[type_url]
             live = [resources[name] for name in sent.names if name in resources]
+            gone = [name for name in sent.gone if name not in resources]
+        if type_url in _KEPT_UNUSED:
+            engine.doubted.update((type_url, name) for name in sent.names)
+        if gone and sent.names:  # a response that fails its validation drops nothing either
+            self._send(engine, type_url, (), gone, sent.sequence)
         if len(live) > 1:
             half = len(live) // 2
-            self._send(engine, sent.type_url, live[:half], (), sent.sequence)
-            self._send(engine, sent.type_url, live[half:], (), sent.sequence)
+            self._send(engine, type_url, live[:half], (), sent.sequence)
+            self._send(engine, type_url, live[half:], (), sent.sequence)
         elif live:
             one = live[0]
-            new = Rejection(one.type_url, one.name, one.fingerprint, message)
-            if engine.rejected.get((one.type_url, one.name)) == new:
+            new = Rejection(type_url, one.name, one.fingerprint, why)
+            if engine.rejected.get((type_url, one.name)) == new:
                 return  # asked again, refused again
-            engine.rejected[one.type_url, one.name] = new
-            if one.type_url == CDS:
-                engine.awaited.pop(one.name, None)  # it asks for no endpoints
-            if one.type_url == SDS:  # else the handshakes that wait for it would wait on
-                self._send(engine, SDS, (), (one.name,), sent.sequence)
+            self._reject(engine, one, new, sent.sequence)
         self.nacks += 1
         engine.nacks += 1
         log.warning(
             "event=refused se=%s type=%s count=%d why=%r",
-            *(engine.name, _short(sent.type_url), len(live), message),
+            *(engine.name, _short(type_url), len(live), why),
         )
+
+    def _reject(self, engine: Engine, one: Encoded, found: Rejection, sequence: int) -> None:
+        """An engine does without a resource."""
+        engine.rejected[one.type_url, one.name] = found
+        if one.type_url == SDS:  # else the handshakes that wait for it would wait on
+            self._send(engine, SDS, (), (one.name,), sequence)
+            return
+        self._bad[one.type_url, one.name] = one.fingerprint
+        if one.type_url == CDS:
+            engine.awaited.pop(one.name, None)  # it asks for no endpoints
+        elif one.type_url == LDS:
+            listeners = self.catalog(engine.group).resources[LDS].values()
+            used = {
+                name
+                for other in listeners
+                if (LDS, other.name) not in engine.rejected
+                for name in other.collections
+            }
+            for name in one.collections:  # it asks for no scopes
+                if name not in used:
+                    engine.awaited.pop(name, None)
