@@ -120,6 +120,25 @@ class L4Config(_Section, frozen=True):
 class Limits(_Section, frozen=True):
     """What one object, host or client may cost; what is beyond is left out and told."""
 
+    expression_size: Annotated[
+        int, Meta(ge=1, le=2000, description="instructions (RE2) of one regular expression")
+    ] = 300
+    expression_states: Annotated[
+        int, Meta(ge=1, le=10_000, description="states of the automaton of one of them")
+    ] = 1000
+    host_expression_size: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="instructions of all that a host has, each counted as often as it is"
+            " tried, and as 64 at least",
+        ),
+    ] = 3000
+    host_expression_states: Annotated[
+        int, Meta(ge=1, le=100_000, description="states of all that a host has")
+    ] = 5000
+
     server_names: Annotated[
         int,
         Meta(

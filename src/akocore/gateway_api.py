@@ -14,6 +14,7 @@ from typing import cast
 
 from msgspec import Struct, field
 
+from akocore.config import Limits
 from akocore.faults import INTERNAL_ERROR, Faults, without_faulty
 from akocore.infrastructure import Infrastructure
 from akocore.kube.gateway_objects import (
@@ -47,6 +48,7 @@ from akocore.translate.gateway_api.attachment import (
     parent_of,
 )
 from akocore.translate.gateway_api.backends import Context
+from akocore.translate.gateway_api.budget import fitting
 from akocore.translate.gateway_api.found import Finding, ListenerId, RouteId, first
 from akocore.translate.gateway_api.grants import permits
 from akocore.translate.gateway_api.listeners import ListenerView, listeners, without_findings
@@ -126,7 +128,9 @@ class GatewayApi:
         realiser: GatewayRealiser,
         certificate: Callable[[str], Certificate | CertificateProblem | None],
         faults: Faults | None = None,
+        limits: Limits = Limits(),  # noqa: B008  (frozen)
     ) -> None:
+        self._limits = limits
         self._faults = faults if faults is not None else Faults()
         self.gateways: dict[str, GatewayState] = {}
         self.routes: dict[RouteId, RouteState] = {}
@@ -138,6 +142,10 @@ class GatewayApi:
         self._infrastructure = infrastructure
         self._placement = placement
         self._realiser = realiser
+        self._context = Context(
+            *(store.service, self._permits, self._tls, limits),
+            *(realiser.expressions, realiser.largest_expression),
+        )
         self._certificate = certificate
         self._refers: dict[str, set[Id]] = {}  # "Kind/name" → who depends on it
         self._refers_of: dict[Id, frozenset[str]] = {}
@@ -605,7 +613,7 @@ class GatewayApi:
 
     def _rules_of(self, route: Route) -> RouteRules:
         try:
-            return rules_of(route, Context(self._store.service, self._permits, self._tls))
+            return rules_of(route, self._context)
         except Exception as err:
             return refused_rules(
                 self._faults.refusal(f"{route.KIND}/{route.metadata.key}", err, "spec.rules")
@@ -720,6 +728,7 @@ class GatewayApi:
         state = self.gateways.get(gateway)
         view = state.listeners.get(listener) if state is not None else None
         if state is None or not state.vs or view is None or view.protocol not in _HTTP:
+            self._faults.over(("too large", gateway, listener, name))
             return  # what it had is gone with its listener
         service = self._placement.services[state.vs]
         at = HostAt(view.port, chain_of(view), name)
@@ -730,6 +739,7 @@ class GatewayApi:
                 self._place_host(service, state, listener, at, ordered)
                 return
         self._realiser.place_host(service, listener, at, None)
+        self._faults.over(("too large", gateway, listener, name))
         if self._faults:
             self._faults.over(("of", state.vs, listener, name))
 
@@ -744,10 +754,12 @@ class GatewayApi:
         """Serve a host for these routes, but for those that we fail over: they are told."""
 
         def model(some: list[RouteId]) -> HttpHost:
-            made = host(at.host, [self.routes[one].rules for one in some])
+            made = host(at.host, self._fitting(some)[0])
             return with_certificate(made, state.certificate) if state.certificate else made
 
         unit = ("of", state.vs, listener, at.host)
+        large = ("too large", state.gateway.metadata.key, listener, at.host)
+        self._faults.put(large, self._fitting(ordered)[1])
         try:
             self._realiser.place_host(service, listener, at, model(ordered))
         except Exception:
@@ -760,6 +772,9 @@ class GatewayApi:
         else:
             if self._faults:
                 self._faults.over(unit)
+
+    def _fitting(self, ordered: list[RouteId]) -> tuple[list[RouteRules], list[Refusal]]:
+        return fitting([("/".join(id_), self.routes[id_].rules) for id_ in ordered], self._limits)
 
     def _of_one_kind(
         self, state: GatewayState, listener: ListenerId, name: str, speaking: set[RouteId]

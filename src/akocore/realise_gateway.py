@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from akocore.engines.envoy.bootstrap import BACKEND_PREFIX
+from akocore.engines.envoy.bootstrap import BACKEND_PREFIX, LARGEST_EXPRESSION
 from akocore.engines.envoy.bounds import Bounds
 from akocore.engines.envoy.gateway import (
     backends_of,
@@ -19,6 +19,7 @@ from akocore.engines.envoy.gateway import (
     gateway_udp,
     http_scope,
 )
+from akocore.engines.envoy.http_rule import expressions
 from akocore.engines.envoy.resources import LDS, SRDS, Encoded
 from akocore.model_http import Backend, HttpHost
 from akocore.place.gateways import HostAt, PlacedFloor, PlacedGateway, PlacedHost, PlacedPort
@@ -58,6 +59,9 @@ class GatewayRealiser:
         self._freebind = freebind
         self._bounds = bounds
         self._unsettled: list[tuple[VirtualService, At]] = []
+
+    expressions = staticmethod(expressions)
+    largest_expression = LARGEST_EXPRESSION
 
     # ── hosts ───────────────────────────────────────────────────────────────────────────────
 

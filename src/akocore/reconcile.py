@@ -171,6 +171,7 @@ class Reconciler:
             self.realiser.gateway,
             self.realiser.certificate_of,
             self.faults,
+            config.limits,
         )
         self.realiser.uses_secret = self.gateway_api.uses_secret
         self.hosts: dict[str, Placed] = self.realiser.hosts

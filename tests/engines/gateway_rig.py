@@ -137,7 +137,7 @@ class Rig:
         with (self.home / "log").open("ab") as log:
             self._envoy = await asyncio.create_subprocess_exec(
                 *[
-                    *(find_envoy().path, "-c", config, "--disable-hot-restart"),
+                    *(str(find_envoy().path), "-c", str(config), "--disable-hot-restart"),
                     *("--concurrency", "1", "--log-level", os.environ.get("ENVOY_LOG", "info")),
                     *("--drain-time-s", "2", "--drain-strategy", "immediate"),
                 ],

@@ -13,6 +13,7 @@ from msgspec import Struct
 __all__ = [
     "BACKEND_PREFIX",
     "HTTP_OPTIONS",
+    "LARGEST_EXPRESSION",
     "OVERFLOW",
     "XDS_CLUSTER",
     "Tls",
@@ -52,8 +53,13 @@ _CONNECTION_LIMIT = (
     "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 )
 
-# Envoy refuses expressions that compile to more than 100 instructions: a list of some ten names.
-_PROGRAM = {"error_level": 10_000, "warn_level": 10_000}
+LARGEST_EXPRESSION = 5000
+"""Instructions that an expression may have at most: the longest lists of names come to that.
+
+What a route may ask for is far less: `akocore.config.Limits`.
+"""
+
+_PROGRAM = {"error_level": LARGEST_EXPRESSION, "warn_level": LARGEST_EXPRESSION}
 _RUNTIME = {"re2": {"max_program_size": _PROGRAM}}
 
 

@@ -27,6 +27,7 @@ from msgspec import Struct
 from akocore._fast.diff import fingerprint
 from akocore.engines.envoy.gateway_cluster import (
     NOWHERE,
+    all_but,
     gateway_cluster_name,
     other_headers,
 )
@@ -47,7 +48,7 @@ from akocore.model_http import (
     TextMatch,
 )
 
-__all__ = ["AUTH", "SESSION", "At", "backends_of", "routes"]
+__all__ = ["AUTH", "SESSION", "At", "backends_of", "expressions", "routes"]
 
 AUTH: Final = "akocore.auth"
 SESSION: Final = "akocore.session"
@@ -110,6 +111,33 @@ def routes(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:
                 _add(one.response_headers_to_add, [("vary", "Origin")])
             yield one
     yield from _plain(rule, at)
+
+
+def expressions(rule: HttpRule) -> Iterator[tuple[str, bool]]:
+    """Every regular expression of a rule, as often as a request may be tried against it.
+
+    With each: whether texts of clients are; else it is a list of headers that an authorizer is
+    not shown.
+    """
+    match = rule.match
+    origins = rule.cors is not None and "*" not in rule.cors.origins
+    keys = match.query or any(one.text.kind == "regex" for one in match.headers)
+    if origins or keys or match.path.kind == "regex" or rule.session is not None:
+        for route in routes(rule, At("any.test", 80, tls=False)):
+            for text in _tried(route.match):
+                yield text, True
+    if rule.auth is not None and not rule.auth.grpc and not rule.answer:
+        yield all_but(_authorizer(rule.auth).only_headers), False
+
+
+def _tried(match: route_pb2.RouteMatch) -> Iterator[str]:
+    texts = [one.string_match for one in match.headers]
+    texts += [one.string_match for one in match.query_parameters]
+    if match.safe_regex.regex:
+        yield match.safe_regex.regex
+    for text in texts:
+        if text.safe_regex.regex:
+            yield text.safe_regex.regex
 
 
 def _plain(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:

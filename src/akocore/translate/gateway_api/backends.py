@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from msgspec import Struct
 
+from akocore.config import Limits
 from akocore.kube.gateway_objects import BackendObjectReference, BackendRef, HTTPBackendRef
 from akocore.kube.objects import Service, ServicePort
 from akocore.model import Refusal
-from akocore.model_http import Backend, BackendTls, HeaderEdit
+from akocore.model_http import Backend, BackendTls, HeaderEdit, HttpRule
 from akocore.shown import quoted
+from akocore.translate.gateway_api.budget import Weight
 from akocore.translate.gateway_api.found import Finding
 from akocore.translate.services import proxy_problem
 
@@ -27,12 +29,17 @@ class Context(Struct, frozen=True):
     """What a route is translated against.
 
     ``permits``: as of `listeners`; ``tls``: by Service and port, how a BackendTLSPolicy wants it,
-    or False: it wants what can't be.
+    or False: it wants what can't be.  ``expressions``: the regular expressions that a rule
+    comes to, and whether clients' texts are tried against it; an engine takes none that is larger
+    than ``largest``.
     """
 
     service: Callable[[str], Service | None]
     permits: Callable[[str, str, str, str], bool]
     tls: Callable[[str, ServicePort], BackendTls | bool | None]
+    limits: Limits = Limits()
+    expressions: Callable[[HttpRule], Iterable[tuple[str, bool]]] = lambda _rule: ()
+    largest: int = 5000
 
 
 class Translation(Struct):
@@ -44,6 +51,7 @@ class Translation(Struct):
     context: Context
     findings: list[Finding]
     refers: set[str]
+    spent: Weight = Weight()  # by its regular expressions so far
 
     def no(self, type_: str, field: str, reason: str, remedy: str) -> None:
         refusal = Refusal(object=self.object, field=field, reason=reason, remedy=remedy)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -34,6 +35,7 @@ from akocore.model_http import (
 )
 from akocore.shown import quoted
 from akocore.translate.gateway_api.backends import Context, Translation, backend, l4_backends
+from akocore.translate.gateway_api.budget import Weight, problem, weigh
 from akocore.translate.gateway_api.durations import seconds
 from akocore.translate.gateway_api.filters import TOKEN, Filters, filters
 from akocore.translate.gateway_api.found import Finding
@@ -62,6 +64,7 @@ class RouteRules(Struct, frozen=True, gc=False):
     hostnames: tuple[str, ...]  # those that can be
     named: bool  # whether it names any at all: without a good one it is nobody's then
     none: bool  # not one of its rules can be served
+    weights: Mapping[int, Weight] = MappingProxyType({})  # of those with regular expressions
 
 
 def refused(refusal: Refusal) -> RouteRules:
@@ -99,9 +102,14 @@ def rules_of(route: Route, context: Context) -> RouteRules:
     out: list[HttpRule] = []
     order: list[Precedence] = []
     dropped: list[str] = []
+    weights: dict[int, Weight] = {}
     for i in range(len(spec.rules)):
         before = len(at.findings)
         made = _rule(at, route, i)
+        if (weight := _weigh(at, made, f"spec.rules[{i}]")).size:
+            weights[i] = weight
+        if any(one.reason == "TooLarge" for one in at.findings[before:]):
+            made = []
         out += made
         order += _order(route, i, made)
         if any(one.type == "PartiallyInvalid" for one in at.findings[before:]):
@@ -115,6 +123,7 @@ def rules_of(route: Route, context: Context) -> RouteRules:
         good,
         bool(hostnames),
         bool(dropped) and len(dropped) == len(spec.rules),
+        weights,
     )
 
 
@@ -199,6 +208,19 @@ def _rule(at: Translation, route: Route, i: int) -> list[HttpRule]:
     ]
 
 
+def _weigh(at: Translation, made: Iterable[HttpRule], field: str) -> Weight:
+    """What the regular expressions of a rule weigh, with those that the engine's side adds."""
+    context = at.context
+    out = Weight()
+    for rule in made:
+        weight, wrong = weigh(context.expressions(rule), context.limits, context.largest)
+        out += weight
+        if wrong:
+            at.no("PartiallyInvalid", field, "TooLarge", wrong)
+            break
+    return out
+
+
 def _check_prefixes(
     at: Translation, done: Filters, matches: Iterable[HttpMatch], field: str
 ) -> None:
@@ -212,16 +234,15 @@ def _check_prefixes(
 
 def _regex(at: Translation, text: str, field: str) -> None:
     """Envoy's own engine is asked; it has neither look-around nor back-references."""
-    import re2  # here: who uses no regular expressions needs none of its memory
-
-    options = re2.Options()
-    options.log_errors = False
-    try:
-        re2.compile(text, options)
-    except re2.error as err:
-        why = err.args[0].decode() if isinstance(err.args[0], bytes) else str(err.args[0])
-        remedy = f"RE2 refuses it: {quoted(why)}. Write it in RE2's syntax."
-        at.no("PartiallyInvalid", field, "UnsupportedValue", remedy)
+    limits = at.context.limits
+    if not at.spent.fits(limits):
+        remedy = "The regular expressions before it have used up what a host may have. Write fewer."
+        at.no("PartiallyInvalid", field, "TooLarge", remedy)
+        return
+    weight, wrong = problem(text, limits)
+    at.spent += weight
+    if wrong:
+        at.no("PartiallyInvalid", field, "UnsupportedValue", wrong)
 
 
 def _path(at: Translation, type_: str, value: str, field: str) -> TextMatch:
