@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help conformance docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench debug demo clean
+.PHONY: help conformance docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench bench-neighbours debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench: venv ## kernels, translate, encode and the whole pipeline beside their li
 	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/cluster --benchmark-group-by=group \
 	  --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=min $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/compare
+
+bench-neighbours: venv ## what a small application waits for its edit while another tenant edits something big; NEIGHBOURS_ARGS=--help (4 minutes)
+	$(BIN)/python benchmarks/neighbours $(NEIGHBOURS_ARGS)
 
 bench-cluster: venv cluster ## boot, one change, churn, informers over a real API server (10 minutes, root)
 	$(BIN)/python -m pytest benchmarks/cluster $(PYTEST_ARGS)

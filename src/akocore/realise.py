@@ -89,6 +89,7 @@ class Realiser:
         self.vs_touched: set[str] = set()
         self.realised = 0
         self.encode_s = 0.0
+        self.put_bytes = 0  # that engines were to be sent, so far
         self.store = store
         self.left_out = endpoints
         self.placement = placement
@@ -533,6 +534,7 @@ class Realiser:
         diff = self._diffs.get(group)
         if diff is None:
             diff = self._diffs[group] = _Diff()
+        self.put_bytes += len(one.frame)
         at = (one.type_url, one.name)
         diff.drops.pop(at, None)
         diff.puts[at] = one

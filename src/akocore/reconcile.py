@@ -5,7 +5,8 @@
 The unit of work is the host, and for L4 the listener (`akocore.l4`).  An event costs the hosts
 that it touches; only an edit of a class, setting, Network or group costs the hosts that it
 governs.  `Reconciler` is synchronous and knows neither clock nor sockets: it is given what
-happened and answers by publishing.
+happened and answers by publishing.  Whoever wants turns (`akocore.turns`) says how much it may do
+at once: the rest is `due`, and `go_on` does that, each host as things are by then.
 """
 
 from __future__ import annotations
@@ -63,10 +64,51 @@ from akocore.translate.classes import (
 )
 from akocore.translate.ingress import host_model
 from akocore.translate.names import Names
+from akocore.turns import namespace_of
 
 __all__ = ["Move", "Reconciler"]
 
 log = logging.getLogger(__name__)
+
+BIG_SERVICE = 1000  # endpoints: one more or less costs an engine some 7 ms
+_PART = 16  # weight of the hosts that are followed before somebody asks whether it is enough
+
+
+class Due(Struct):
+    """What was put off, by namespace, in order.  ``owed``: Ingresses to be told of with it."""
+
+    hosts: dict[str, dict[str, None]] = field(default_factory=dict)
+    services: dict[str, dict[str, None]] = field(default_factory=dict)
+    owed: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def namespaces(self) -> set[str]:
+        return self.hosts.keys() | self.services.keys()
+
+    def took(self, room: dict[str, dict[str, None]], namespace: str, keys: list[str]) -> list[str]:
+        """These are followed now."""
+        due = room[namespace]
+        for key in keys:
+            del due[key]
+        if not due:
+            del room[namespace]
+        return keys
+
+    def owe(self, ingresses: set[str]) -> set[str]:
+        """Keep those of namespaces that have something due; the others."""
+        if not self.hosts:
+            return ingresses
+        out = set()
+        for key in ingresses:
+            if (namespace := namespace_of(key)) in self.hosts:
+                self.owed.setdefault(namespace, set()).add(key)
+            else:
+                out.add(key)
+        return out
+
+    def through(self, namespace: str) -> set[str]:
+        """The Ingresses that were owed, when nothing is due any more."""
+        return set() if namespace in self.namespaces else self.owed.pop(namespace, set())
 
 
 class Move(Struct):
@@ -89,10 +131,12 @@ class Move(Struct):
 class _Seen(Struct):
     """What a batch of changes concerns.  ``echoes``: Ingresses of which just the status is new."""
 
-    hosts: set[str] = field(default_factory=set)
+    hosts: dict[str, set[str]] = field(default_factory=dict)  # by namespace of their Ingress
+    edited: set[str] = field(default_factory=set)  # Ingresses
     services: set[str] = field(default_factory=set)
     secrets: set[str] = field(default_factory=set)
-    touched: set[str] = field(default_factory=set)  # Ingresses
+    # Ingresses that something else concerns: all of their hosts may differ
+    touched: set[str] = field(default_factory=set)
     echoes: set[str] = field(default_factory=set)
     settings: set[str] = field(default_factory=set)
     vips: list[str] = field(default_factory=list)
@@ -178,6 +222,7 @@ class Reconciler:
         self.host_refusals: dict[str, dict[str, list[Refusal]]] = {}
         self.claims = Claims(self.store, state, now, strict=config.l7.strict_ingresses)
         self._retold: set[str] = set()  # Ingresses of which other things are refused now
+        self.due = Due()
         self._on_move = on_move
         self._on_close = on_close
         self._moves = 0
@@ -185,8 +230,13 @@ class Reconciler:
 
     # ── events ──────────────────────────────────────────────────────────────────────────────
 
-    def apply(self, changes: Iterable[Change]) -> set[str]:
-        """Follow a batch of changes to the end; keys of the Ingresses that it touched."""
+    def apply(self, changes: Iterable[Change], most: int | None = None) -> set[str]:
+        """Follow a batch of changes; keys of the Ingresses that it touched.
+
+        ``most``: the weight of hosts that a namespace has followed at once; of one that needs
+        more, all is `due`, and its Ingresses are told with it.  None: all is followed to the end,
+        as is, always, what governs others.
+        """
         seen = _Seen()
         for change in self._with_own_class(changes):
             unit = ("change", change.kind, change.key)
@@ -207,7 +257,8 @@ class Reconciler:
                     else self.store.all("Ingress")
                 )
         for key in touched:
-            seen.hosts.update(self.store.hosts_of(key))
+            seen.hosts.setdefault(namespace_of(key), set()).update(self.store.hosts_of(key))
+        touched |= seen.edited
         for key in seen.secrets:
             self.realiser.take_certificate(key)
         left_out = self.endpoints.know_vips(*self._vips()) if infra else set()
@@ -219,13 +270,52 @@ class Reconciler:
             )
         seen.services |= left_out
         seen.echoes |= self._touch_users(left_out)
+        if most is not None and not (infra or seen.classes):
+            self._put_off(seen, most)
+            touched = self.due.owe(touched)
         # Of clusters that are there; those to come are made with their endpoints.
         self.realiser.endpoints(seen.services)
-        self._follow(seen.hosts, given)
+        self._follow(self._in_order(set().union(*seen.hosts.values())), given)
         self.realiser.push_secrets(seen.secrets)
         self.realiser.publish()
         retold, self._retold = self._retold, set()
         return touched | seen.echoes | retold
+
+    def _put_off(self, seen: _Seen, most: int) -> None:
+        """Take out what is too much for one turn: it is due.  Cost: paths, until they are."""
+        for namespace, hosts in seen.hosts.items():
+            left = most
+            for host in hosts:
+                left -= self.store.weight(host)
+                if left < 0:
+                    self.due.hosts.setdefault(namespace, {}).update(
+                        dict.fromkeys(self._in_order(hosts))
+                    )
+                    seen.hosts[namespace] = set()
+                    break
+        for service in [key for key in seen.services if self.store.size(key) > BIG_SERVICE]:
+            seen.services.discard(service)
+            self.due.services.setdefault(namespace_of(service), {})[service] = None
+
+    def go_on(self, namespace: str, enough: Callable[[], bool]) -> set[str]:
+        """Follow what is due of a namespace until it is ``enough``, which is asked now and then.
+
+        Keys of the Ingresses that are through, when all of the namespace is.
+        """
+        for service in (*self.due.services.get(namespace, ()),)[:1]:
+            self.realiser.endpoints(self.due.took(self.due.services, namespace, [service]))
+        hosts = self.due.hosts.get(namespace, {})
+        while hosts and not enough():
+            part: list[str] = []
+            left = _PART
+            for host in hosts:
+                part.append(host)
+                left -= max(1, self.store.weight(host))
+                if left <= 0:
+                    break
+            self._follow(self.due.took(self.due.hosts, namespace, part))
+        self.realiser.publish()
+        return self.due.through(namespace)
 
     def _take(self, change: Change, seen: _Seen) -> None:
         """Take in one change; ``seen`` is told what it concerns."""
@@ -235,10 +325,10 @@ class Reconciler:
                 seen.echoes.add(key)
                 return
             hosts = self.store.hosts_of(key)
-            was = self.store.apply(change)
+            was = self.store.ingress(key)
+            seen.hosts.setdefault(namespace_of(key), set()).update(self.store.apply_ingress(change))
             self.claims.take(key, hosts, edited=was is not None)
-            seen.hosts.update(hosts, self.store.hosts_of(key))
-            seen.touched.add(key)
+            seen.edited.add(key)
             return
         old = self.store.apply(change)
         self.gateway_api.take(change, old)
@@ -374,9 +464,9 @@ class Reconciler:
             self.forget_absent()
             # What a former leader could not do any more.
             again = [one.name for one in self.placement.services.values() if one.misplaced]
-            self._follow(set(), again)
+            self._follow((), again)
         elif self.shared is not None:
-            self._follow(set(), self._hear(self.shared.unwritten()))
+            self._follow((), self._hear(self.shared.unwritten()))
         self.realiser.publish()
 
     def follow_expired(self) -> bool:
@@ -384,13 +474,13 @@ class Reconciler:
         expired, self.realiser.expired = self.realiser.expired, set()
         if not self.gateway_api.take_expired(expired):
             return False
-        self._follow(set())
+        self._follow(())
         self.realiser.publish()
         return True
 
     def address_taken(self, address: str) -> None:
         """An address that was given here is another's already."""
-        self._follow(set(), self._hear([address]))
+        self._follow((), self._hear([address]))
         self.realiser.publish()
 
     def _with_own_class(self, changes: Iterable[Change]) -> Iterable[Change]:
@@ -533,8 +623,8 @@ class Reconciler:
             out.sort(key=lambda claim: self.claims.age(claim[0], host))
         return out
 
-    def _follow(self, hosts: set[str], again: Iterable[str] = ()) -> None:
-        """Translate, place and realise these hosts.  Cost: the hosts.
+    def _follow(self, hosts: Collection[str], again: Iterable[str] = ()) -> None:
+        """Translate, place and realise these hosts, in this order.  Cost: the hosts.
 
         ``again``: virtual services to settle as well.
         """
@@ -544,7 +634,7 @@ class Reconciler:
         self.gateway_api.follow(partial(self._settle, move=move), self._close)
         wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
         refused: dict[str, dict[str, list[Refusal]]] = {}  # as it was
-        for host in self._in_order(hosts):
+        for host in hosts:
             claims = self._claims(host)
             if (said_before := self.host_refusals.pop(host, None)) is not None:
                 refused[host] = said_before
@@ -629,9 +719,9 @@ class Reconciler:
             [self.faults.refusal(f"Ingress/{one.metadata.key}", err) for one, err in bad],
         )
 
-    def _retell(self, hosts: set[str], before: dict[str, dict[str, list[Refusal]]]) -> None:
+    def _retell(self, hosts: Iterable[str], before: dict[str, dict[str, list[Refusal]]]) -> None:
         """Ingresses that are refused other things of these hosts than before say so."""
-        for host in before.keys() | (hosts & self.host_refusals.keys()):
+        for host in before.keys() | {host for host in hosts if host in self.host_refusals}:
             was, now = before.get(host, {}), self.host_refusals.get(host, {})
             self._retold.update(key for key in was | now if was.get(key) != now.get(key))
 
@@ -644,7 +734,7 @@ class Reconciler:
             move.waits = {group: self.ads.catalog(group).sequence for group in groups}
             self._on_move(move)
 
-    def _in_order(self, hosts: set[str]) -> Iterable[str]:
+    def _in_order(self, hosts: set[str]) -> Collection[str]:
         """Hosts in the order in which their Ingresses came: it decides who gets which address."""
         if len(hosts) < 2:
             return hosts

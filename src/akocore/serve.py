@@ -35,6 +35,7 @@ from akocore.realise_l4 import At
 from akocore.reconcile import Move, Reconciler
 from akocore.route_health import RoutedEngines, RouteHealth
 from akocore.slack import Slack
+from akocore.turn_loop import TurnLoop
 
 __all__ = ["Serve", "of_directory"]
 
@@ -126,6 +127,7 @@ class Serve:
         self.watch = Watch() if watch is None else watch
         self.watch.wanted = self.reconciler.placement.homes_of.__contains__
         self.ads.on_publish = self.watch.published
+        self.loop = TurnLoop(self.reconciler, self.watch, self._applied)
         self.source = source(self.facts)
         self.external = external(self, self._progress) if external is not None else None
         self.workloads = workloads(self) if workloads is not None else None
@@ -144,6 +146,9 @@ class Serve:
         self._stop = asyncio.Event()
         self._engines_due = asyncio.Event()
         self._upkeep_due = asyncio.Event()
+        self._untold: set[str] = set()  # Ingresses of which something is to be said
+        self._telling_due = asyncio.Event()
+        self._secrets_due = asyncio.Event()
         self._fleet: dict[str, object] = {}  # group → its engines, as the mirrors say
         self._committing = asyncio.Lock()
         self._said: tuple[object, object] = (None, None)
@@ -214,8 +219,11 @@ class Serve:
                     if self.workloads is not None:
                         kept.append(tasks.create_task(self.workloads.run()))
                         self.workloads.due()
+                    kept.append(tasks.create_task(self.loop.run()))
+                    kept.append(tasks.create_task(self._tell()))
+                    kept.append(tasks.create_task(self._keep_secrets()))
                     async for batch in self.source.watch(self._stop):
-                        await self._batch(batch)
+                        self._take_in(batch)
                     for task in kept:
                         task.cancel()
             except* (EngineError, StateError, ManifestDirectoryError) as group:
@@ -281,21 +289,51 @@ class Serve:
         return touched
 
     async def _batch(self, batch: Batch) -> None:
+        """Apply all of the first batch, and say what came of it."""
         self.batches += 1
         with self.watch.batch(batch, self.reconciler.realiser):
             touched = await self._apply(batch.changes)
+        self.loop.begin(batch.received)
+        self._applied(batch.changes, touched)
+        self._say_files(batch)
+        await self._say_all()
+        more = await self._follow_secrets()
+        if more is not None:
+            await self._batch(more)
+
+    def _take_in(self, batch: Batch) -> None:
+        """What has changed since: each has its turn."""
+        self.batches += 1
+        self.loop.add(batch)
+        self._say_files(batch)
+
+    def _applied(self, changes: Sequence[Change], touched: set[str]) -> None:
         if self.external is not None:
-            self.external.received(batch)
+            self.external.received(Batch((), {}, 0.0, self.loop.received))
         if self.sink is not None:
-            for change in batch.changes:
+            for change in changes:
                 if change.kind in ("AviInfraSetting", "Network"):
                     self.sink.touch(change.kind, change.key)
         self._placed()
+        self._untold |= touched
+        self._telling_due.set()
+
+    def _say_files(self, batch: Batch) -> None:
         for path, refusals in batch.refusals.items():
             self.file_refusals.pop(path, None)
             if refusals:
                 self.file_refusals[path] = tuple(refusals)
             self.events.refusals(f"File/{path}", refusals)
+
+    async def _tell(self) -> None:
+        """Make durable what was decided, then say it."""
+        while True:
+            await self._telling_due.wait()
+            self._telling_due.clear()
+            await self._say_all()
+
+    async def _say_all(self) -> None:
+        touched, self._untold = self._untold, set()
         await self._commit()
         self._say(touched)
         self._say_l4()
@@ -304,10 +342,22 @@ class Serve:
         passwords = infrastructure.password_secrets
         if self._count_secrets(touched) or named != self._named or passwords != self._passwords:
             self._named, self._passwords = set(named), passwords
-            secrets = {f"Secret/{key}" for key in (*self._secret_users, *passwords)}
-            more = await self.source.follow(secrets | self._named)
+            self._secrets_due.set()
+
+    async def _keep_secrets(self) -> None:
+        """Follow the Secrets that somebody names.  One that doesn't come holds up nobody."""
+        while True:
+            await self._secrets_due.wait()
+            more = await self._follow_secrets()
             if more is not None:
-                await self._batch(more)
+                self._take_in(more)
+
+    async def _follow_secrets(self) -> Batch | None:
+        if not self._secrets_due.is_set():
+            return None
+        self._secrets_due.clear()
+        secrets = {f"Secret/{key}" for key in (*self._secret_users, *self._passwords)}
+        return await self.source.follow(secrets | self._named)
 
     def _placed(self) -> None:
         """Follow up what the reconciler has placed: engines, status, mirrors."""
@@ -515,6 +565,7 @@ class Serve:
         if self.sink is not None:
             done += self.sink.written
             waiting += self.sink.waiting + self.sink.events_waiting
+        waiting += self.loop.waiting
         busy = not self._loaded or bool(waiting) or bool(self.pending)
         slack.look(done, busy=busy)
 
@@ -652,6 +703,7 @@ class Serve:
         return others | {name: report.group for name, report in routers.reports().items()}
 
     def _progress(self, group: str) -> None:
+        self.loop.progressed()
         if self.external is not None:
             self.external.progressed()
         fleet = [

@@ -23,7 +23,7 @@ from akocore.kube.objects import (
     Service,
 )
 from akocore.translate.classes import SETTING_ANNOTATION, setting_of_class
-from akocore.translate.ingress import IngressView, refers, view
+from akocore.translate.ingress import IngressView, different_hosts, refers, view
 
 __all__ = ["Store"]
 
@@ -81,6 +81,23 @@ class Store:
         """The EndpointSlices of a Service."""
         return self._slices.get(service, ())
 
+    def size(self, service: str) -> int:
+        """How many endpoints the EndpointSlices of a Service list.  Cost: its slices."""
+        return sum(len(one.endpoints or ()) for one in self.slices(service))
+
+    def weight(self, host: str) -> int:
+        """What following a host may cost, in paths.  Cost: these."""
+        out = 0
+        for key in self._hosts.get(host):
+            seen, namespace = self._views[key], key.partition("/")[0]
+            paths = seen.hosts[host]
+            if seen.default is not None:
+                paths = (*paths, seen.default)
+            out += len(paths)
+            for service in {path.service for path in paths}:
+                out += self.size(f"{namespace}/{service}") // 20
+        return out
+
     def ingresses_of_host(self, host: str) -> Iterable[str]:
         return self._hosts.get(host)
 
@@ -131,6 +148,19 @@ class Store:
             case _:
                 pass  # nothing refers by these kinds
         return old
+
+    def apply_ingress(self, change: Change) -> set[str]:
+        """Take in an Ingress; the hosts of which it asks something else than before."""
+        key = change.key
+        before, old = self.ingress(key), self._views.get(key)
+        self.apply(change)
+        after, new = self.ingress(key), self._views.get(key)
+        if before is None or after is None or old is None or new is None:
+            return {
+                *(old.hosts if old is not None else ()),
+                *(new.hosts if new is not None else ()),
+            }
+        return different_hosts(before, old, after, new)
 
     def take_status(self, change: Change) -> bool:
         """Take in an Ingress of which nothing but its status is new; False: there is more."""

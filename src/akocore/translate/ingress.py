@@ -24,7 +24,16 @@ from akocore.translate.services import proxy_problem
 if TYPE_CHECKING:
     from akocore.store import Store
 
-__all__ = ["ANY_HOST", "IngressView", "PathView", "backend_port", "host_model", "refers", "view"]
+__all__ = [
+    "ANY_HOST",
+    "IngressView",
+    "PathView",
+    "backend_port",
+    "different_hosts",
+    "host_model",
+    "refers",
+    "view",
+]
 
 ANY_HOST = ""  # the host of a rule without one, and of a default backend
 DEFAULT = "spec.defaultBackend"
@@ -161,6 +170,32 @@ def view(ingress: Ingress) -> IngressView:
         tls,
         tuple(no),
     )
+
+
+def different_hosts(
+    before: Ingress, old: IngressView, after: Ingress, new: IngressView
+) -> set[str]:
+    """The hosts whose models may differ when one state of an Ingress follows another.
+
+    Cost: a comparison of the paths, which is little beside a model of theirs.
+    """
+    meta, was = after.metadata, before.metadata
+    if (
+        old.default != new.default
+        or after.spec.ingress_class_name != before.spec.ingress_class_name
+        or (meta.annotations, meta.creation_timestamp) != (was.annotations, was.creation_timestamp)
+    ):
+        return {*old.hosts, *new.hosts}
+    out = old.hosts.keys() ^ new.hosts.keys()
+    moved = [rule.host for rule in before.spec.rules] != [rule.host for rule in after.spec.rules]
+    for host, paths in new.hosts.items():
+        if (
+            old.hosts.get(host) != paths
+            or old.tls.get(host) != new.tls.get(host)
+            or (moved and not paths)  # then only its rule's number is told of
+        ):
+            out.add(host)
+    return out
 
 
 @lru_cache(1024)
