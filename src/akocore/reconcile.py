@@ -279,7 +279,7 @@ class Reconciler:
         self.realiser.push_secrets(seen.secrets)
         self.realiser.publish()
         retold, self._retold = self._retold, set()
-        return touched | seen.echoes | retold
+        return touched | seen.echoes | self.due.owe(retold)
 
     def _put_off(self, seen: _Seen, most: int) -> None:
         """Take out what is too much for one turn: it is due.  Cost: paths, until they are."""
@@ -315,7 +315,8 @@ class Reconciler:
                     break
             self._follow(self.due.took(self.due.hosts, namespace, part))
         self.realiser.publish()
-        return self.due.through(namespace)
+        retold, self._retold = self._retold, set()
+        return self.due.owe(retold) | self.due.through(namespace)
 
     def _take(self, change: Change, seen: _Seen) -> None:
         """Take in one change; ``seen`` is told what it concerns."""
