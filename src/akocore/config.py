@@ -139,6 +139,36 @@ class Limits(_Section, frozen=True):
         int, Meta(ge=1, le=100_000, description="states of all that a host has")
     ] = 5000
 
+    hosts: Annotated[
+        int, Meta(ge=1, le=100_000, description="of an Ingress, and entries of its tls")
+    ] = 5000
+    paths: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="of an Ingress, matches of a route")
+    ] = 10_000
+    host_paths: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="of one host, of all Ingresses or routes together"),
+    ] = 10_000
+    listeners: Annotated[
+        int, Meta(ge=1, le=10_000, description="of a Gateway and its ListenerSets together")
+    ] = 512
+    ports: Annotated[
+        int,
+        Meta(ge=1, le=65_535, description="of a LoadBalancer Service, listeners of an L4 Gateway"),
+    ] = 256
+    source_ranges: Annotated[
+        int, Meta(ge=1, le=100_000, description="loadBalancerSourceRanges of a Service")
+    ] = 1000
+    endpoints: Annotated[int, Meta(ge=1, le=1_000_000, description="of a port of a Service")] = (
+        50_000
+    )
+    certificate_bytes: Annotated[
+        int,
+        Meta(ge=1, le=1 << 20, description="of tls.crt and tls.key: few clients take as much"),
+    ] = 100_000
+    authorities_bytes: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="of ca.crt in a ConfigMap")
+    ] = 500_000
     server_names: Annotated[
         int,
         Meta(

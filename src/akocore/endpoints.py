@@ -13,8 +13,9 @@ from msgspec import structs
 
 from akocore.config import EndpointsConfig
 from akocore.kube.objects import EndpointSlice, NetworkSpec
+from akocore.model import Refusal
 from akocore.store import Store
-from akocore.translate.endpoints import Known, Table, left_out
+from akocore.translate.endpoints import Known, Table, left_out, not_allowed
 
 __all__ = ["Endpoints"]
 
@@ -32,6 +33,8 @@ class Endpoints:
     def __init__(
         self, store: Store, config: EndpointsConfig, *, loopback: bool, namespace: str = ""
     ) -> None:
+        self._counts: dict[str, int] = {}  # Service → endpoints in its slices
+        self._too_many: set[str] = set()  # Services
         said = config.allow_loopback
         self.table = Table(
             Known(
@@ -48,7 +51,22 @@ class Endpoints:
         self._controllers: dict[str, tuple[str, ...]] = {}  # slice of our own → addresses
 
     def __bool__(self) -> bool:
-        return bool(self._services)
+        return bool(self._services or self._too_many)
+
+    def told(self, object_: str, field: str, service: str, **kind: bool) -> list[Refusal]:
+        """What an object that leads to a Service is told of endpoints that are not served."""
+        out = []
+        if found := self.of_service(service):
+            out.append(not_allowed(object_, field, service, found, **kind))
+        if service in self._too_many:
+            most = self._store.limits.endpoints
+            remedy = (
+                f"Of the {self._counts[service]} endpoints of Service {service} the first {most},"
+                " by address, are served. Make a second Service of some."
+            )
+            no = Refusal(object=object_, field=field, reason="TooLarge", remedy=remedy, **kind)
+            out.append(no)
+        return out
 
     def of_slice(self, key: str) -> Mapping[str, str]:
         """The addresses that are left out of a slice, and why."""
@@ -62,7 +80,7 @@ class Endpoints:
 
     def take(self, key: str, old: EndpointSlice | None, new: EndpointSlice | None) -> set[str]:
         """Follow a slice, after the store has.  Cost: its endpoints."""
-        changed = self._judge(key, old, new)
+        changed = self._judge(key, old, new) | self._count(old, new)
         if self._own and key.startswith(self._own):
             self._controllers.pop(key, None)
             if new is not None:
@@ -70,6 +88,24 @@ class Endpoints:
                     one.addresses[0] for one in new.endpoints or () if one.addresses
                 )
             changed |= self._know_own()
+        return changed
+
+    def _count(self, old: EndpointSlice | None, new: EndpointSlice | None) -> set[str]:
+        """The Services that have too many now, or had.  Cost: constant."""
+        changed: set[str] = set()
+        for slice_, by in ((old, -1), (new, 1)):
+            service = slice_.service if slice_ is not None else None
+            if slice_ is None or service is None:
+                continue
+            has = self._counts.get(service, 0) + by * len(slice_.endpoints or ())
+            self._counts[service] = has
+            if not has:
+                del self._counts[service]
+            if service in self._too_many or has > self._store.limits.endpoints:
+                changed.add(service)
+        for service in changed:
+            over = self._counts.get(service, 0) > self._store.limits.endpoints
+            (self._too_many.add if over else self._too_many.discard)(service)
         return changed
 
     def know_vips(self, networks: Mapping[str, NetworkSpec], others: Collection[str]) -> set[str]:

@@ -402,7 +402,7 @@ class GatewayApi:
             refers.add(f"ReferenceGrant/{name.partition('/')[0]}")
             return self._permits(kind, namespace, to, name)
 
-        return {one.id: one for one in listeners(obj, sets, check, may)}
+        return {one.id: one for one in listeners(obj, sets, check, may, self._limits.listeners)}
 
     def _client_certificate(
         self, obj: GatewayApiGateway, findings: list[Finding], refers: set[str]
@@ -446,7 +446,10 @@ class GatewayApi:
         data = obj.data if isinstance(obj, ConfigMap) else None
         if obj is None:
             return "NotFound", f"Create ConfigMap {name} with ca.crt."
-        if not bundle((data or {}).get("ca.crt", "")):
+        if (has := len((data or {}).get("ca.crt", ""))) > self._limits.authorities_bytes:
+            most = self._limits.authorities_bytes
+            return "Invalid", f"ca.crt of ConfigMap {name} has {has} bytes, at most {most} may be."
+        if not self._authorities(name):
             return "Invalid", f"ConfigMap {name} has no PEM certificate as ca.crt. Add it."
         return None
 
@@ -883,7 +886,8 @@ class GatewayApi:
     def _authorities(self, config_map: str) -> str:
         obj = self._store.all("ConfigMap").get(config_map)
         data = obj.data if isinstance(obj, ConfigMap) else None
-        return bundle((data or {}).get("ca.crt", ""))
+        text = (data or {}).get("ca.crt", "")
+        return bundle(text) if len(text) <= self._limits.authorities_bytes else ""
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 

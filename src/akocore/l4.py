@@ -25,6 +25,7 @@ from akocore.realise_l4 import At, L4Realiser
 from akocore.store import Store
 from akocore.translate import gateways, services
 from akocore.translate.classes import CONTROLLER, SETTING_ANNOTATION, Infra
+from akocore.translate.first_part import of_gateway, of_service
 from akocore.translate.gateways import GatewayView
 from akocore.translate.names import Names
 from akocore.translate.services import Front, ServiceView
@@ -71,6 +72,7 @@ class L4:
         self.fronts: dict[Front, Served] = {}
         self.touched: Touched = set()
         self._default_controller = config.l4.default_controller
+        self._limits = config.limits
         self._store = store
         self._names = names
         self._infrastructure = infrastructure
@@ -141,7 +143,11 @@ class L4:
 
     def _view(self, obj: Service) -> ServiceView | None:
         try:
-            return services.view(obj, self._default_controller)
+            some, no = of_service(obj, self._limits)
+            seen = services.view(some, self._default_controller)
+            if no and seen is not None:
+                seen = structs.replace(seen, refusals=(*no, *seen.refusals))
+            return seen
         except Exception as err:
             if obj.spec.type != "LoadBalancer" and not services.is_attached(obj):
                 raise
@@ -149,7 +155,9 @@ class L4:
 
     def _gateway_view(self, obj: Gateway) -> GatewayView:
         try:
-            return gateways.view(obj)
+            some, no = of_gateway(obj, self._limits)
+            seen = gateways.view(some)
+            return structs.replace(seen, refusals=(*no, *seen.refusals)) if no else seen
         except Exception as err:
             refusal = self._faults.refusal(f"Gateway/{obj.metadata.key}", err)
             return GatewayView({}, "", (refusal,))

@@ -302,7 +302,7 @@ class Realiser:
                     ready.add((endpoint.addresses[0], at))
                 elif conditions.terminating and conditions.serving is not False:
                     terminating.add((endpoint.addresses[0], at))
-        return sorted(ready or terminating)
+        return sorted(ready or terminating)[: self.store.limits.endpoints]
 
     def endpoints(self, services: Iterable[str]) -> None:
         began = perf_counter()
@@ -390,7 +390,7 @@ class Realiser:
 
     def _certificate(self, obj: Secret) -> Certificate | CertificateProblem:
         try:
-            return certificate(obj, self.now())
+            return certificate(obj, self.now(), self.store.limits.certificate_bytes)
         except Exception as err:
             said = self.faults.refusal(f"Secret/{obj.metadata.key}", err, "data")
             return CertificateProblem(said.field, said.reason, said.remedy)

@@ -179,7 +179,7 @@ class Reconciler:
         self.ads = ads
         self.now = now
         self.faults = Faults()
-        self.store = Store(self.faults)
+        self.store = Store(self.faults, config.limits)
         self.names = Names(config.cluster_name)
         self.placement = Placement(self.names, state)
         self.infrastructure = Infrastructure(

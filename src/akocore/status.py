@@ -13,7 +13,6 @@ from akocore.place.virtual_services import Home, Placed, VirtualService
 from akocore.realise_l4 import listener_names
 from akocore.reconcile import Reconciler
 from akocore.shown import quoted
-from akocore.translate.endpoints import not_allowed
 from akocore.translate.ingress import IngressView
 from akocore.translate.tls import CertificateProblem
 
@@ -195,9 +194,9 @@ def _left_out(at: Reconciler, key: str, seen: IngressView) -> list[Refusal]:
     for path in paths:
         fields.setdefault(f"{namespace}/{path.service}", f"{path.field}.backend.service")
     return [
-        not_allowed(f"Ingress/{key}", field, service, found)
+        one
         for service, field in fields.items()
-        if (found := at.endpoints.of_service(service))
+        for one in at.endpoints.told(f"Ingress/{key}", field, service)
     ]
 
 

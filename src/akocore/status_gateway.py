@@ -29,7 +29,6 @@ from akocore.place.virtual_services import VirtualService
 from akocore.reconcile import Reconciler
 from akocore.status import condition, virtual_service
 from akocore.translate.classes import CONTROLLER
-from akocore.translate.endpoints import not_allowed
 from akocore.translate.gateway_api.attachment import Attached, parent_of
 from akocore.translate.gateway_api.classes import BUNDLE_VERSION, FEATURES, SERVED_RELEASES
 from akocore.translate.gateway_api.found import Finding, RouteId, Type, first, text
@@ -501,9 +500,9 @@ def _left_out(at: Reconciler, id_: RouteId) -> list[Refusal]:
     if not at.endpoints:
         return []
     return [
-        not_allowed(f"{id_[0]}/{id_[1]}", "spec.rules", service, found, warning=True)
+        one
         for service in at.gateway_api.services_of(id_)
-        if (found := at.endpoints.of_service(service))
+        for one in at.endpoints.told("/".join(id_), "spec.rules", service, warning=True)
     ]
 
 

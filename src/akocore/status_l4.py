@@ -17,7 +17,6 @@ from akocore.realise_l4 import At
 from akocore.reconcile import Reconciler
 from akocore.status import condition, virtual_service
 from akocore.translate.classes import CONTROLLER
-from akocore.translate.endpoints import not_allowed
 from akocore.translate.gateways import govern_gateway
 from akocore.translate.services import GATEWAY_NAME, SHARED_ANNOTATION, Front, ServiceView
 
@@ -190,8 +189,7 @@ def gateway_refusals(at: Reconciler, key: str) -> list[Refusal]:
     out += _vip_refusals(at, front, object_)
     if at.endpoints:
         for one in at.l4.services_of(front):
-            if left_out := at.endpoints.of_service(one):
-                out.append(not_allowed(object_, "spec.listeners", one, left_out, warning=True))
+            out += at.endpoints.told(object_, "spec.listeners", one, warning=True)
     service = _virtual_service(at, front)
     if service is not None and any(engine.rejected for engine in at.ads.fleet.values()):
         for place, listener in seen.listeners.items():
@@ -208,8 +206,7 @@ def service_refusals(at: Reconciler, key: str) -> list[Refusal]:
     out = [*seen.refusals, *at.faults.of(f"Service/{key}")]
     for front in seen.fronts:
         out += _front_refusals(at, key, seen, front)
-    if left_out := at.endpoints.of_service(key):
-        out.append(not_allowed(f"Service/{key}", "spec.ports", key, left_out))
+    out += at.endpoints.told(f"Service/{key}", "spec.ports", key)
     return list(dict.fromkeys(out))
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
+from msgspec import structs
+
+from akocore.config import Limits
 from akocore.faults import Faults
 from akocore.index import Index
 from akocore.kube.objects import (
@@ -23,6 +26,7 @@ from akocore.kube.objects import (
     Service,
 )
 from akocore.translate.classes import SETTING_ANNOTATION, setting_of_class
+from akocore.translate.first_part import of_ingress
 from akocore.translate.ingress import IngressView, different_hosts, refers, view
 
 __all__ = ["Store"]
@@ -33,7 +37,12 @@ NO_CLASS = ""  # what an Ingress without a class refers to
 class Store:
     """The state of the source as last seen."""
 
-    def __init__(self, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        faults: Faults | None = None,
+        limits: Limits = Limits(),  # noqa: B008  (frozen)
+    ) -> None:
+        self.limits = limits
         self._faults = faults if faults is not None else Faults()
         self._objects: dict[str, dict[str, Object]] = {}
         self._views: dict[str, IngressView] = {}
@@ -205,7 +214,10 @@ class Store:
         key = ingress.metadata.key
         self._unread.discard(key)
         try:
-            seen = view(ingress)
+            some, no = of_ingress(ingress, self.limits)
+            seen = view(some)
+            if no:
+                seen = structs.replace(seen, refusals=(*no, *seen.refusals))
             return seen, refers(ingress, seen)
         except Exception as err:
             self._unread.add(key)

@@ -304,6 +304,7 @@ def host_model(
     no: dict[str, list[Refusal]] = {}
     routes: dict[tuple[str, bool], tuple[Route, str]] = {}
     defaults: list[tuple[Ingress, PathView]] = []
+    beyond: dict[str, int] = {}  # Ingress → its paths that the host has no place for
     ordered = tuple(ingresses)
     certificate = _certificate(host, ordered, store, no)
 
@@ -321,6 +322,9 @@ def host_model(
                     f" Ingress {other}, which came first. Choose another path.",
                 )
             )
+            return
+        if len(routes) >= store.limits.host_paths:
+            beyond[key] = beyond.get(key, 0) + 1
             return
         backend = _resolve(ingress, path, store, no)
         meta = ingress.metadata
@@ -352,11 +356,23 @@ def host_model(
         hidden = routes.get(("", False))
         if hidden is None or (host == ANY_HOST and hidden[1] != ingress.metadata.key):
             add(ingress, path)
+    for key, count in beyond.items():
+        no.setdefault(key, []).append(_no_place(host, key, count, store.limits.host_paths))
     order = sorted(routes, key=lambda at: (not at[1], -len(at[0]), at[0]))
     model = HostModel(
         host, setting, tuple(routes[at][0] for at in order), certificate, bool(certificate)
     )
     return model, no
+
+
+def _no_place(host: str, key: str, count: int, limit: int) -> Refusal:
+    return Refusal(
+        object=f"Ingress/{key}",
+        field="spec.rules",
+        reason="TooLarge",
+        remedy=f"{host or 'Any host'} has {limit} paths already, of this Ingress and of older ones:"
+        f" {count} of this one are not served. Use another host.",
+    )
 
 
 def _certificate(

@@ -54,10 +54,13 @@ def _pem(secret: Secret, name: str) -> bytes | CertificateProblem:
         )
 
 
-def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProblem:
+def certificate(
+    secret: Secret, now: datetime, most_bytes: int = 1 << 20
+) -> Certificate | CertificateProblem:
     """The certificate of a ``kubernetes.io/tls`` Secret, checked as Envoy would check it.
 
-    Envoy takes RSA keys of 2048 bits and more, and ECDSA on P-256, P-384 and P-521.
+    ``most_bytes``: of both parts together.  Envoy takes RSA keys of 2048 bits and more, and ECDSA
+    on P-256, P-384 and P-521.
     """
     # Here, since without TLS nobody needs its 10 MB.
     from cryptography import x509
@@ -79,6 +82,9 @@ def certificate(secret: Secret, now: datetime) -> Certificate | CertificateProbl
     def no(part: str, reason: str, remedy: str) -> CertificateProblem:
         return CertificateProblem(f"data[{part}]", reason, remedy)
 
+    if (has := len(chain) + len(key)) > most_bytes:
+        remedy = f"With its key it has {has} bytes, at most {most_bytes} may be. Send less of the"
+        return no("tls.crt", "TooLarge", f"{remedy} chain.")
     try:
         certificates = x509.load_pem_x509_certificates(chain)
     except ValueError:

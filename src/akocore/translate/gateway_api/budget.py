@@ -1,11 +1,12 @@
 """What the regular expressions of a route cost, and which of a host's rules are too many.
 
-A host's request may be tried against all that it has, so the sum is bounded: the rules of the
+A host's request may be tried against all rules that it has, so their sum is bounded: those of the
 older routes come first, and one that no longer fits is left out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +42,9 @@ class Weight(Struct, frozen=True, gc=False):
             self.size <= limits.host_expression_size
             and self.states <= limits.host_expression_states
         )
+
+
+_NOTHING: Final = Weight()
 
 
 def problem(text: str, limits: Limits) -> tuple[Weight, str]:
@@ -86,23 +90,38 @@ def fitting(
 ) -> tuple[list[RouteRules], list[Refusal]]:
     """The rules of a host's routes, oldest first, that fit together, and who is told of others.
 
-    ``routes``: ("Kind/namespace/name", its rules).  Cost: those with expressions.
+    ``routes``: ("Kind/namespace/name", its rules).  Cost: these.
     """
-    if not any(rules.weights for _, rules in routes):
+    count = sum([len(rules.rules) for _, rules in routes])
+    if count <= limits.host_paths and not any(rules.weights for _, rules in routes):
         return [rules for _, rules in routes], []
-    sum_ = Weight()
+    left, sum_ = limits.host_paths, Weight()
     out: list[RouteRules] = []
     no: list[Refusal] = []
     for object_, rules in routes:
         gone: set[int] = set()
-        for i, weight in sorted(rules.weights.items()):
-            if (sum_ + weight).fits(limits):
-                sum_ += weight
-            else:
+        for i, matches in sorted(Counter(map(_index, rules.rules)).items()):
+            weight = rules.weights.get(i, _NOTHING)
+            if matches > left:
+                gone.add(i)
+                no.append(_no_place(object_, i, limits.host_paths))
+            elif not (sum_ + weight).fits(limits):
                 gone.add(i)
                 no.append(_refusal(object_, i, weight, sum_, limits))
+            else:
+                left -= matches
+                sum_ += weight
         out.append(_without(rules, gone) if gone else rules)
     return out, no
+
+
+def _no_place(object_: str, i: int, limit: int) -> Refusal:
+    return Refusal(
+        object=object_,
+        field=f"spec.rules[{i}].matches",
+        reason="TooLarge",
+        remedy=f"A host has {limit} matches at most, and its older rules have them. Use another.",
+    )
 
 
 def _refusal(object_: str, i: int, weight: Weight, sum_: Weight, limits: Limits) -> Refusal:

@@ -120,16 +120,21 @@ def listeners(
     sets: Iterable[ListenerSet],
     check: Check,
     permits: Permits,
+    most: int = 512,
 ) -> tuple[ListenerView, ...]:
     """Every listener of a Gateway, in order of precedence.  Cost: these.
 
-    ``sets``: the ListenerSets that may join it, oldest first.
+    ``sets``: the ListenerSets that may join it, oldest first.  ``most``: all that are served.
     """
     key = gateway.metadata.key
     groups = [_drafts("Gateway", key, f"{gateway.stored()}/{key}", gateway.spec.listeners)]
     for one in sets:
         own = one.metadata.key
         groups.append(_drafts("ListenerSet", own, f"ListenerSet/{own}", one.spec.listeners))
+    all_ = [draft for group in groups for draft in group]
+    for draft in all_[most:]:
+        remedy = f"A Gateway and its ListenerSets have {most} listeners at most, of {len(all_)}."
+        draft.no("Accepted", "", "TooLarge", f"{remedy} Use another Gateway.")
     _conflicts(groups)
     frontend = gateway.spec.tls.frontend if gateway.spec.tls is not None else None
     return tuple(

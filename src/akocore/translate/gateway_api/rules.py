@@ -106,6 +106,12 @@ def rules_of(route: Route, context: Context) -> RouteRules:
     for i in range(len(spec.rules)):
         before = len(at.findings)
         made = _rule(at, route, i)
+        if len(out) + len(made) > context.limits.paths:
+            remedy = (
+                f"A route has {context.limits.paths} matches at most. Make another of the rest."
+            )
+            at.no("PartiallyInvalid", f"spec.rules[{i}].matches", "TooLarge", remedy)
+            made = []
         if (weight := _weigh(at, made, f"spec.rules[{i}]")).size:
             weights[i] = weight
         if any(one.reason == "TooLarge" for one in at.findings[before:]):
