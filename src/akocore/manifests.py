@@ -16,13 +16,22 @@ import re
 import stat
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from akocore.big_files import BigFiles
 from akocore.faults import INTERNAL_ERROR
 from akocore.file_events import FileEvents, walk
 from akocore.kube.objects import Batch, Change, Object, Secret
@@ -39,6 +48,7 @@ _SUFFIXES: Final = (".yaml", ".yml", ".json")
 _UNKNOWN: Final = -1  # no hash of bytes is -1
 _INLINE_FILES: Final = 8  # more, or larger ones, are parsed in a thread
 _INLINE_BYTES: Final = 32_768
+_BIG_BYTES: Final = {".json": 32_768, ".yaml": 8_192, ".yml": 8_192}  # some 5 ms of reading
 _PAUSE_FILES: Final = 128  # in a big batch others have their turn so often
 _GONE_S: Final = 0.05  # after a removal: an editor or a move may bring it back
 _GATHER_S: Final = (0.01, 0.25)  # in a burst: the first and the longest time to gather
@@ -137,6 +147,8 @@ class ManifestDirectory:
             except OSError as err:
                 raise ManifestDirectoryError(f"{self._root} can't be watched: {err}.") from err
             gathering = self._gathering = _Gathering(events, stop, self._known)
+            big = BigFiles(lambda path: self._look([path]), gathering.wake)
+            gathering.beside = big
             try:
                 at, looks = time.monotonic(), await asyncio.to_thread(self._look_at_all)
                 while self._root.is_dir():  # else what is missing was not removed one by one
@@ -146,9 +158,13 @@ class ManifestDirectory:
                     paths, at = await gathering.next()
                     if paths is None:
                         break
-                    looks = await self._look_at_some(paths)
+                    looks, later = await self._look_at_some(paths, big)
+                    big.add(*later, at)
+                    for found, since in big.take():
+                        looks, at = [*looks, *found], min(at, since)
             finally:
                 gathering.close()
+                big.close()
                 events.close()
 
     # ── looking: reads files, changes nothing here ──────────────────────────────────────────
@@ -157,12 +173,50 @@ class ManifestDirectory:
         found = {p for p, is_dir in walk(self._root) if not is_dir and p.endswith(_SUFFIXES)}
         return self._look(found | self._files.keys())
 
-    async def _look_at_some(self, paths: set[str]) -> list[_Look]:
+    async def _look_at_some(
+        self, paths: set[str], big: BigFiles[_Look]
+    ) -> tuple[list[_Look], tuple[list[str], list[str]]]:
+        """The small files of these, and what is to be read beside: big files, and some then."""
         if len(paths) <= _INLINE_FILES:
             wanted = self._files_of(paths)
-            if len(wanted) <= _INLINE_FILES and self._bytes(wanted) <= _INLINE_BYTES:
-                return self._look(wanted)
-        return await asyncio.to_thread(lambda: self._look(self._files_of(paths)))
+            large = self._large(wanted, big)
+            small = wanted.difference(large)
+            if len(small) <= _INLINE_FILES and self._bytes(small) <= _INLINE_BYTES:
+                return self._part(small, large)
+        return await asyncio.to_thread(self._look_in_thread, paths, big)
+
+    def _look_in_thread(
+        self, paths: set[str], big: BigFiles[_Look]
+    ) -> tuple[list[_Look], tuple[list[str], list[str]]]:
+        wanted = self._files_of(paths)
+        large = self._large(wanted, big)
+        return self._part(wanted.difference(large), large)
+
+    def _part(
+        self, small: set[str], large: list[str]
+    ) -> tuple[list[_Look], tuple[list[str], list[str]]]:
+        """Whoever has lost an object, which may be in a big file now, is looked at after that."""
+        looks = self._look(small)
+        if not large:
+            return looks, ([], [])
+        losing = [look.path for look in looks if self._loses(look)]
+        return [look for look in looks if look.path not in losing], (large, losing)
+
+    def _loses(self, look: _Look) -> bool:
+        has = {one.id for one in look.reading.documents} if look.reading is not None else set()
+        old = self._files.get(look.path)
+        return old is not None and not old.good.keys() <= has
+
+    def _large(self, paths: set[str], big: BigFiles[_Look]) -> list[str]:
+        """Those that are long to read, and those that are about to be read as such."""
+        return sorted(
+            (
+                path
+                for path in paths
+                if path in big or self._bytes([path]) > _BIG_BYTES[os.path.splitext(path)[1]]
+            ),
+            key=_natural,
+        )
 
     def _files_of(self, paths: set[str]) -> set[str]:
         """The manifests that events on ``paths`` concern."""
@@ -384,6 +438,7 @@ class _Gathering:
         self._count = 0  # files in the last set
         self._gone = False
         self._anew = False
+        self.beside: Sized = ()  # what is read beside, and may be ready
         self._at = self._last = self._window = 0.0
         self._stopping = self._loop.create_task(stop.wait())
         self._stopping.add_done_callback(lambda _: self._woken.set())
@@ -391,7 +446,11 @@ class _Gathering:
 
     @property
     def waiting(self) -> int:
-        return len(self._paths)
+        return len(self._paths) + len(self.beside)
+
+    def wake(self) -> None:
+        """Something that was read beside is ready."""
+        self._woken.set()
 
     def close(self) -> None:
         self._loop.remove_reader(self._events.fileno())
@@ -400,6 +459,9 @@ class _Gathering:
     async def next(self) -> tuple[set[str] | None, float]:
         """(paths, when the first was seen); None: stopped, or to begin again from the whole."""
         await self._woken.wait()
+        if not (self._paths or self._anew or self._stop.is_set()):
+            self._woken.clear()
+            return set(), time.monotonic()
         shortest, longest = _GATHER_S
         quick = time.monotonic() - self._last < max(shortest, self._window)
         if quick and self._count >= _BURST:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 L4_KINDS: Final = ("Gateway", "GatewayClass", "Service")
 _UPKEEP_S = 1.0
+_SWITCH_S = 0.0005  # a thread that reads a big file gives way after it, not after ten times that
 _PART = 1000  # Ingresses of the first batch that are applied at once: some 70 ms
 
 
@@ -184,6 +186,7 @@ class Serve:
 
         Raises `EngineError`, `StateError` or `ManifestDirectoryError` when it can't start.
         """
+        sys.setswitchinterval(_SWITCH_S)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)

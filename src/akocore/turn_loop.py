@@ -26,7 +26,10 @@ _ACKNOWLEDGED_S = 0.25  # an engine that hangs holds nobody up for longer
 
 
 class TurnLoop:
-    """``applied(changes, touched)``: these were applied, and these Ingresses are to be told."""
+    """``applied(changes, touched)``: these were applied, and these Ingresses are to be told.
+
+    ``clock``, ``worked``: seconds that have gone by, and that this thread has worked.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class TurnLoop:
         watch: Watch,
         applied: Callable[[Sequence[Change], set[str]], None],
         clock: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.thread_time,
         small: int = SMALL,
     ) -> None:
         self.turns = Turns(clock, self._size, small)
@@ -42,6 +46,7 @@ class TurnLoop:
         self._watch = watch
         self._applied = applied
         self._clock = clock
+        self._worked = worked
         self._due = asyncio.Event()
         self._begun: dict[str, list[int]] = {}  # namespace → batches of what it has begun
         self._received: deque[tuple[int, Received]] = deque()
@@ -125,11 +130,11 @@ class TurnLoop:
         self._applied(turn.changes, touched)
 
     def _big(self, namespace: str) -> None:
-        began, realiser = self._clock(), self._at.realiser
+        began, realiser = self._worked(), self._at.realiser
         before = realiser.put_bytes
 
         def cost_s() -> float:
-            return self._clock() - began + (realiser.put_bytes - before) * BYTE_S
+            return self._worked() - began + (realiser.put_bytes - before) * BYTE_S
 
         catalogs = self._at.ads.catalogs
         sequences = {group: one.sequence for group, one in catalogs.items()}

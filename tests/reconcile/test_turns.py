@@ -182,7 +182,12 @@ class Loop:
         self.clock = Clock()
         self.told: list[set[str]] = []
         self.turns = TurnLoop(
-            self.at, Watch(), lambda _changes, touched: self.told.append(touched), self.clock, small
+            self.at,
+            Watch(),
+            lambda _changes, touched: self.told.append(touched),
+            clock=self.clock,
+            worked=self.clock,
+            small=small,
         )
 
     def add(self, *changes: Change) -> None:
@@ -205,7 +210,6 @@ def test_a_small_edit_is_served_between_two_slices_of_a_big_one(tmp_path: Path) 
     while "h5.test" not in loop.at.hosts:
         loop.clock.now += 0.002
         loop.turns.step()
-        # A slice costs as much time as it says: here, for each step.
     served = len(loop.at.hosts)
     assert served < 200
     assert not any("big/i" in told for told in loop.told)  # not before all of it is served
