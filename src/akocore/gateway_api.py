@@ -517,6 +517,7 @@ class GatewayApi:
             for at in list(service.gateway.ports if service.gateway is not None else ()):
                 self._ports_due.add((key, at))
         service.wanted = address
+        self._placement.own(service, state.gateway.metadata.namespace)
         settle(service, infra)
         if new:
             self._ports_of(key, state.listeners)

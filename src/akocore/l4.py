@@ -376,6 +376,7 @@ class L4:
             infra = structs.replace(infra, network=served.network)
         service = self._placement.l4_service(served.vs, infra)
         service.wanted = served.address
+        self._placement.own(service, front.namespace)
         settle(service, infra)
         if before is None:
             self._due.update((front, at) for at in self._listeners_of(front))

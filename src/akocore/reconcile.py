@@ -656,6 +656,8 @@ class Reconciler:
             shards = self.placement.shards(infra, [host for host, _ in claimed])
             for (host, mine), shard in zip(claimed, shards, strict=True):
                 service = self.placement.service_of(infra, host, shard)
+                if dedicated:
+                    self.placement.own(service, mine[0].metadata.namespace)
                 if service.name not in settled:
                     settled.add(service.name)
                     self._settle(service, infra, move)
@@ -846,7 +848,8 @@ class Reconciler:
         services, waiting = self.placement.services, self.placement.waiting
         if not any(p.free for p in self.placement.pools.values()):
             waiting = {name for name in waiting if services[name].wanted}
-        if not self.placement.decides or not waiting:
+        quota = self.placement.quota
+        if not self.placement.decides or not (waiting or quota.freed):
             return
         if move is None:
             self._moves += 1
@@ -861,6 +864,11 @@ class Reconciler:
             self._take_over(service, pool)
             if pool.free:
                 self._settle(service, service.infra, move)
+        for names in quota.again():
+            for service in (services[name] for name in names if not services[name].closed):
+                self._settle(service, service.infra, move)
+                if service.over:
+                    break  # so has everybody after it
 
     def _take_over(self, service: VirtualService, pool: Ipam) -> None:
         """Who closed at the one address that a virtual service may have leaves it at once.
@@ -895,6 +903,11 @@ class Reconciler:
         ]
         if all(refusal.warning for refusals in refused for refusal in refusals):
             self.placement.forget_absent(self.hosts)
+        if self.placement.opening:
+            self.placement.opening = False
+            self.placement.quota.free_all()
+            self._retry_waiting()
+            self.realiser.publish()
         self.claims.forget_absent()
 
     def is_named(self, move: Move) -> bool:

@@ -161,6 +161,8 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
         if placed is None or _claimed_by_another(at, host, key):
             continue
         service = at.placement.services[placed.vs]
+        if service.over:
+            no("status.loadBalancer", *vip_limit(service))
         if service.exhausted:
             no(
                 "status.loadBalancer",
@@ -182,6 +184,16 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
         elif isinstance(found, CertificateProblem):
             no(field, found.reason, f"Secret {secret}, {found.field}: {found.remedy}")
     return out
+
+
+def vip_limit(service: VirtualService) -> tuple[str, str]:
+    """Reason and remedy, where a namespace has as many VIPs as it may."""
+    remedy = (
+        f"Namespace {service.namespace} may have {service.over} VIPs of Network"
+        f" {service.infra.network} (vipsPerNamespace) and has them. Give one up, let hosts share a"
+        " virtual service, or have the limit raised."
+    )
+    return "VipLimitReached", remedy
 
 
 def _left_out(at: Reconciler, key: str, seen: IngressView) -> list[Refusal]:
@@ -273,7 +285,9 @@ def virtual_service(
         wanted = max(at.scale.wanted(service.name, home.group), at.scale.least(home.group))
     pools, up = len(service.pools), service.pools_up
     why = []
-    if service.exhausted:
+    if service.over:
+        why.append(f"Namespace {service.namespace} has {service.over} VIPs, and may have no more")
+    elif service.exhausted:
         why.append(f"Network {service.exhausted} has no free address")
     elif service.misplaced and not home:
         why.append(f"it may not have {service.wanted}")

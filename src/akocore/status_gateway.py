@@ -27,7 +27,7 @@ from akocore.model_http import Backend, HttpRule
 from akocore.place.gateways import PlacedPort
 from akocore.place.virtual_services import VirtualService
 from akocore.reconcile import Reconciler
-from akocore.status import condition, virtual_service
+from akocore.status import condition, vip_limit, virtual_service
 from akocore.translate.classes import CONTROLLER
 from akocore.translate.gateway_api.attachment import Attached, parent_of
 from akocore.translate.gateway_api.classes import BUNDLE_VERSION, FEATURES, SERVED_RELEASES
@@ -315,7 +315,9 @@ def _vip_findings(at: Reconciler, state: GatewayState) -> list[Finding]:
     )
     pool = at.placement.pools.get(service.infra.network)
     network = service.infra.network
-    if service.exhausted:
+    if service.over:
+        no("Programmed", "status.addresses", "AddressNotAssigned", vip_limit(service)[1])
+    elif service.exhausted:
         remedy = f"Network {network} has no free address for it. Widen its vipRanges."
         no("Programmed", "status.addresses", "AddressNotAssigned", remedy)
     elif service.misplaced and pool is not None:

@@ -15,7 +15,7 @@ from akocore.model import Refusal
 from akocore.place.virtual_services import Home, PlacedListener, VirtualService
 from akocore.realise_l4 import At
 from akocore.reconcile import Reconciler
-from akocore.status import condition, virtual_service
+from akocore.status import condition, vip_limit, virtual_service
 from akocore.translate.classes import CONTROLLER
 from akocore.translate.gateways import govern_gateway
 from akocore.translate.services import GATEWAY_NAME, SHARED_ANNOTATION, Front, ServiceView
@@ -121,7 +121,10 @@ def _vip_refusals(at: Reconciler, front: Front, object_: str) -> list[Refusal]:
     service = at.placement.services[served.vs]
     pool = at.placement.pools.get(service.infra.network)
     keeps = f" Until then it stays at {service.homes[-1].address}." if service.homes else ""
-    if service.exhausted:
+    if service.over:
+        field = "status.addresses" if front.kind == "Gateway" else "status.loadBalancer"
+        no(field, *vip_limit(service))
+    elif service.exhausted:
         no(
             "status.addresses" if front.kind == "Gateway" else "status.loadBalancer",
             "AddressesExhausted",

@@ -514,11 +514,15 @@ class BgpProfile(Part, frozen=True):
 
 
 class NetworkSpec(Part, frozen=True):
-    """``vipRanges``: what IPAM hands out; all of it must lie in ``subnet``."""
+    """``vipRanges``: what IPAM hands out; all of it must lie in ``subnet``.
+
+    ``vipsPerNamespace``: how many of these one namespace may have; 0: any number.
+    """
 
     subnet: str
     vip_ranges: tuple[AddressRange, ...] = ()
     se_ranges: tuple[AddressRange, ...] = ()
+    vips_per_namespace: Annotated[int, Meta(ge=0)] = 0
     bgp: BgpProfile | None = None
 
     @property

@@ -18,6 +18,7 @@ from akocore.kube.objects import NetworkSpec
 from akocore.model import HostModel, L4Listener
 from akocore.place.gateways import PlacedGateway
 from akocore.place.ipam import Ipam
+from akocore.place.quota import Quota
 from akocore.place.state import Facts
 from akocore.translate.classes import Infra
 from akocore.translate.names import Names
@@ -63,6 +64,8 @@ class VirtualService(Struct):
     pools: dict[str, int] = field(default_factory=dict)  # Service port behind it → users
     pools_up: int = 0  # how many of `pools` have a server
     closed: bool = False  # listens no more, but clients may still be connected
+    namespace: str = ""  # whose VIP it is; "": several share it
+    over: int = 0  # so many VIPs its namespace has, and may have no more; 0: it may
     exhausted: str = ""  # the Network that has no address left for it
     wanted: str = ""  # the one address that it may have; "": any
     listeners: dict[tuple[str, int], PlacedListener] | None = None
@@ -120,6 +123,8 @@ class Placement:
         self.decides = True
         self.services: dict[str, VirtualService] = {}
         self.pools: dict[str, Ipam] = {}
+        self.quota = Quota()
+        self.opening = True  # what is remembered has not all come back yet
         self.waiting: set[str] = set()  # virtual services without an address
         self.homes_of: Counter[str] = Counter()  # group → homes on its engines
 
@@ -201,20 +206,24 @@ class Placement:
         """Give the service the home that its infra wants; the new home, or None if it has it.
 
         Without a free address `VirtualService.exhausted` names the Network, and what serves
-        goes on serving: also what did before a restart.
+        goes on serving: also what did before a restart.  Where its namespace has as many VIPs as
+        it may, `VirtualService.over` says how many; nobody's VIP is ever taken away for it.
         """
         infra = service.infra
         pool = self.pools.get(infra.network)
         had = pool.owners.get(service.name) if pool is not None else None
         address = had
-        if pool is not None and self.decides:
+        service.over = 0
+        if pool is not None and had is None and self.decides:
+            service.over = self._over(service, pool)
+        if pool is not None and self.decides and not service.over:
             address = pool.give(service.name, service.wanted)
             if had is not None and all(home.address != had for home in service.homes):
                 pool.let_go(service.name, had)
         if address is None:
-            full = self.decides and not service.wanted
+            full = self.decides and not service.wanted and not service.over
             service.exhausted = infra.network if full else ""
-            self.waiting.add(service.name)
+            (self.waiting.discard if service.over else self.waiting.add)(service.name)
             if not service.homes:  # as before a restart, until it gets what it wants
                 for network, other in self.pools.items():
                     if (kept := other.owners.get(service.name)) is not None:
@@ -223,6 +232,26 @@ class Placement:
         service.exhausted = ""
         self.waiting.discard(service.name)
         return self._move_in(service, infra.network, address)
+
+    def _over(self, service: VirtualService, pool: Ipam) -> int:
+        """The number of VIPs that its namespace may have, if it is reached; then it waits."""
+        limit, network = pool.spec.vips_per_namespace, service.infra.network
+        if not limit or not service.namespace:
+            return 0
+        early = self.opening and len(pool.owners) > self.quota.of_network[network]
+        if not early and self.quota.has(network, service.namespace) < limit:
+            return 0
+        self.quota.wait(network, service.namespace, service.name)
+        return limit
+
+    def own(self, service: VirtualService, namespace: str) -> None:
+        """Its VIPs are this namespace's."""
+        if service.namespace != namespace:
+            for network in {home.network for home in service.homes}:
+                self.quota.left(network, service.namespace, service.name)
+                self.quota.took(network, namespace, service.name)
+            self.quota.forget(service.name)
+            service.namespace = namespace
 
     def _move_in(self, service: VirtualService, network: str, address: str) -> Home | None:
         """An address is the service's: its new home there, or None if it has it."""
@@ -234,6 +263,7 @@ class Placement:
             self.remove_home(service, wanted)
         service.homes.append(wanted)
         self.homes_of[wanted.group] += 1
+        self.quota.took(network, service.namespace, service.name)
         service.settled = service.settled or address
         return wanted
 
@@ -250,6 +280,7 @@ class Placement:
             self.remove_home(service, home)
             self._release(service.name, home)
         self.waiting.discard(service.name)
+        self.quota.forget(service.name)
         del self.services[service.name]
         return homes
 
@@ -259,6 +290,8 @@ class Placement:
         self.homes_of[home.group] -= 1
         if not self.homes_of[home.group]:
             del self.homes_of[home.group]
+        if all(other.network != home.network for other in service.homes):
+            self.quota.left(home.network, service.namespace, service.name)
 
     def forget_absent(self, hosts: Container[str]) -> None:
         """Give back what is remembered for hosts and services that are no more."""
