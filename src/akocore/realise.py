@@ -47,6 +47,7 @@ from akocore.realise_gateway import GatewayRealiser
 from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
 from akocore.translate.classes import Listener
+from akocore.translate.endpoints import plain_address
 from akocore.translate.ingress import ANY_HOST
 from akocore.translate.services import proxy_protocol
 from akocore.translate.tls import Certificate, CertificateProblem, certificate
@@ -299,9 +300,9 @@ class Realiser:
                     continue
                 conditions = endpoint.conditions
                 if conditions.ready is not False and not conditions.terminating:
-                    ready.add((endpoint.addresses[0], at))
+                    ready.add((plain_address(endpoint.addresses[0]), at))
                 elif conditions.terminating and conditions.serving is not False:
-                    terminating.add((endpoint.addresses[0], at))
+                    terminating.add((plain_address(endpoint.addresses[0]), at))
         return sorted(ready or terminating)[: self.store.limits.endpoints]
 
     def endpoints(self, services: Iterable[str]) -> None:

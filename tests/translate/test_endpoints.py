@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from akocore.kube.objects import AddressRange, Endpoint, EndpointPort, EndpointSlice, NetworkSpec
 from akocore.kube.objects import SliceMeta as Meta
-from akocore.translate.endpoints import Known, Table, left_out, not_allowed
+from akocore.translate.endpoints import Known, Table, left_out, not_allowed, plain_address
 
 NETWORKS = {
     "uplink": NetworkSpec(
@@ -152,3 +152,20 @@ def test_the_compiled_table_says_what_the_rules_say(
     )
     known = Known(vips={"n": NetworkSpec(subnet="10.10.16.0/24", vip_ranges=ranges)})
     assert bool(Table(known).why(str(address))) == _plainly(known, str(address))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("010.0.0.1", "10.0.0.1"),
+        ("10.020.0.009", "10.20.0.9"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::FFFF:a00:1", "10.0.0.1"),
+        ("fd00::1", "fd00::1"),
+        ("fd00::ffff", "fd00::ffff"),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_an_address_is_read_as_kube_proxy_reads_it(written: str, read: str) -> None:
+    assert plain_address(written) == read

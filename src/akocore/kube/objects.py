@@ -197,7 +197,7 @@ class Endpoint(Part, frozen=True):
 
 
 class EndpointPort(Part, frozen=True):
-    port: int | None = None
+    port: Annotated[int, Meta(ge=0, le=65535)] | None = None
     name: str | None = None
     protocol: Protocol | None = None
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from socket import AF_INET, AF_INET6, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from msgspec import Struct
 
 from akocore.kube.objects import EndpointSlice, NetworkSpec
 from akocore.model import Refusal
 
-__all__ = ["Known", "Table", "left_out", "not_allowed"]
+__all__ = ["Known", "Table", "left_out", "not_allowed", "plain_address"]
 
 _SHOWN = 3  # addresses that a refusal names
 _LOOPBACK = "loopback"
@@ -165,6 +165,22 @@ def _packed(address: str) -> bytes:
         return inet_pton(AF_INET, ".".join(p.lstrip("0") or p[:1] for p in address.split(".")))
     except (OSError, ValueError):
         return b""
+
+
+def plain_address(address: str) -> str:
+    """An endpoint's address as Envoy reads it: what kube-proxy makes of it.
+
+    The API server takes leading zeros, which count as nothing (never as octal), and IPv4 mapped
+    into IPv6.  What is no address stays as it is.
+    """
+    if ":" in address:
+        at = _packed(address) if "." in address or "ffff" in address.lower() else b""
+        mapped = len(at) == 16 and at.startswith(_BEFORE[0])
+        return inet_ntop(AF_INET, at[12:]) if mapped else address
+    if address[:1] != "0" and ".0" not in address:
+        return address
+    at = _packed(address)
+    return inet_ntop(AF_INET, at) if at else address
 
 
 def _is_loopback(at: bytes) -> bool:

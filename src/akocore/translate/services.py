@@ -119,10 +119,9 @@ def proxy_problem(service: Service) -> str:
 
 def is_address(text: str) -> bool:
     try:
-        ip_address(text)
+        return "%" not in text and bool(ip_address(text))
     except ValueError:
         return False
-    return True
 
 
 def is_attached(service: Service) -> bool:
@@ -151,6 +150,12 @@ def refused(service: Service, refusal: Refusal) -> ServiceView:
         refusals=(refusal,),
         age=(meta.creation_timestamp or "~", meta.key),
     )
+
+
+def _range(text: str) -> str:
+    if "%" in text:
+        raise ValueError("a zone is no part of a network")
+    return str(ip_network(text, strict=False))
 
 
 def view(service: Service, default_controller: bool) -> ServiceView | None:
@@ -264,7 +269,7 @@ def view(service: Service, default_controller: bool) -> ServiceView | None:
     ranges = []
     for i, text in enumerate(spec.load_balancer_source_ranges):
         try:
-            ranges.append(str(ip_network(text.strip(), strict=False)))
+            ranges.append(_range(text.strip()))
         except ValueError:
             refuse(
                 f"spec.loadBalancerSourceRanges[{i}]",

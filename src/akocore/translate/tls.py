@@ -6,14 +6,11 @@ import base64
 import re
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec import Struct
 
 from akocore.kube.objects import Secret
-
-if TYPE_CHECKING:
-    from cryptography import x509
 
 __all__ = ["Certificate", "CertificateProblem", "bundle", "certificate"]
 
@@ -64,6 +61,7 @@ def certificate(
     """
     # Here, since without TLS nobody needs its 10 MB.
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from cryptography.hazmat.primitives.serialization import (
         Encoding,
@@ -72,6 +70,8 @@ def certificate(
         PublicFormat,
         load_pem_private_key,
     )
+
+    from akocore.translate.leaf import leaf_problem
 
     chain, key = _pem(secret, "tls.crt"), _pem(secret, "tls.key")
     if isinstance(chain, CertificateProblem):
@@ -103,7 +103,9 @@ def certificate(
         same = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == (
             leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         )
-    except ValueError as err:
+        not_after = leaf.not_valid_after_utc
+        problem = leaf_problem(leaf)
+    except (ValueError, UnsupportedAlgorithm) as err:
         return no("tls.crt", "InvalidCertificate", f"{err}. Use an RSA or ECDSA certificate.")
     if not same:
         return no(
@@ -112,20 +114,16 @@ def certificate(
     if isinstance(public, rsa.RSAPublicKey):
         if public.key_size < 2048:
             return no("tls.key", "InvalidCertificate", "Use an RSA key of 2048 bits or more.")
+        if public.key_size > 8192 or public.public_numbers().e.bit_length() > 33:
+            remedy = "Use an RSA key of 8192 bits or fewer, with the exponent 65537."
+            return no("tls.key", "InvalidCertificate", remedy)
     elif not (
         isinstance(public, ec.EllipticCurvePublicKey)
         and public.curve.name in ("secp256r1", "secp384r1", "secp521r1")
     ):
         return no("tls.key", "InvalidCertificate", "Use an RSA or an ECDSA P-256/384/521 key.")
-    else:
-        usage = _key_usage(leaf)
-        if usage is not None and not usage.digital_signature:
-            return no(
-                "tls.crt",
-                "InvalidCertificate",
-                "Its key usage has no digitalSignature, which TLS needs. Have it issued with it.",
-            )
-    not_after = leaf.not_valid_after_utc
+    if problem:
+        return no("tls.crt", "InvalidCertificate", problem)
     if not_after <= now:
         return no(
             "tls.crt",
@@ -151,12 +149,3 @@ def bundle(text: str) -> str:
     except ValueError:
         return ""
     return "".join(one.public_bytes(Encoding.PEM).decode() for one in found)
-
-
-def _key_usage(leaf: x509.Certificate) -> x509.KeyUsage | None:
-    from cryptography import x509
-
-    try:
-        return leaf.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (ValueError, x509.ExtensionNotFound):
-        return None

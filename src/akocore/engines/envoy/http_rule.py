@@ -227,8 +227,12 @@ def _headers(
     for name, value in headers:
         one = out.add(append_action=action)
         one.header.key = name
-        one.header.value = value.replace("%", "%%") if literal else value
+        one.header.value = _literal(value) if literal else value
         one.keep_empty_value = literal
+
+
+def _literal(value: str) -> str:
+    return value.replace("%", "%%")
 
 
 def _edit(add: _Options, remove: _Names, edit: HeaderEdit) -> None:
@@ -516,7 +520,7 @@ def _preflight(rule: HttpRule, cors: Cors) -> Iterator[route_pb2.Route]:
 def _listed(values: tuple[str, ...], cors: Cors, asked: str) -> str:
     """What is allowed: "*" is what was asked for when there are credentials."""
     if "*" not in values:
-        return ", ".join(values)
+        return _literal(", ".join(values))
     return f"%REQ({asked})%" if cors.credentials else "*"
 
 
@@ -526,7 +530,7 @@ def _cors_headers(cors: Cors) -> list[tuple[str, str]]:
     if cors.credentials:
         out.append(("access-control-allow-credentials", "true"))
     if names := [n for n in cors.expose if n != "*" or not cors.credentials]:
-        out.append(("access-control-expose-headers", ", ".join(names)))
+        out.append(("access-control-expose-headers", _literal(", ".join(names))))
     return out
 
 

@@ -15,6 +15,7 @@ from akocore.model_http import Backend, BackendTls, HeaderEdit, HttpRule
 from akocore.shown import quoted
 from akocore.translate.gateway_api.budget import Weight
 from akocore.translate.gateway_api.found import Finding
+from akocore.translate.gateway_api.values import WEIGHTS, number_problem
 from akocore.translate.services import proxy_problem
 
 __all__ = ["Context", "Found", "Translation", "resolve"]
@@ -131,6 +132,9 @@ def backend(
 ) -> Backend:
     """A share of an HTTP or gRPC rule."""
     weight = 1 if isinstance(ref, BackendObjectReference) else ref.weight
+    if problem := number_problem(weight, *WEIGHTS):
+        at.no("PartiallyInvalid", f"{field}.weight", "UnsupportedValue", problem)
+        return Backend(None, 1)
     found = resolve(at, ref, field)
     if found is None:
         return Backend(None, weight)
@@ -148,6 +152,8 @@ def l4_backends(
     out = []
     for i, ref in enumerate(refs):
         found = resolve(at, ref, f"{field}[{i}]", protocol)
-        if ref.weight:
+        if problem := number_problem(ref.weight, *WEIGHTS):
+            at.no("PartiallyInvalid", f"{field}[{i}].weight", "UnsupportedValue", problem)
+        elif ref.weight:
             out.append(Backend(found.backend if found is not None else None, ref.weight))
     return tuple(out)

@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from akocore.kube.gateway_objects import (
+    HTTPExternalAuthFilter,
     HTTPHeaderFilter,
     HTTPPathModifier,
     HTTPRouteFilter,
@@ -24,10 +25,21 @@ from akocore.model_http import (
 from akocore.shown import quoted
 from akocore.translate.gateway_api.backends import Translation, backend
 from akocore.translate.gateway_api.hostnames import is_hostname
+from akocore.translate.gateway_api.values import (
+    MAX_HEADER_BYTES,
+    escaped_bytes,
+    name_problem,
+    number_problem,
+    path_problem,
+    value_problem,
+)
 
-__all__ = ["TOKEN", "Filters", "filters"]
+__all__ = ["Filters", "filters"]
 
-TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_|~`]+")
+_BODY_BYTES: Final = 65_535  # as the Gateway API's own type has it
+_AUTHORITY: Final = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_METHOD: Final = re.compile(r"[A-Z]{1,32}|\*")
+_ORIGIN: Final = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9*._:\[\]-]{1,260}")
 _STATUS: Final = (301, 302, 303, 307, 308)
 
 
@@ -90,11 +102,23 @@ def _edit(spec: HTTPHeaderFilter | None, part: str, no: _No) -> HeaderEdit:
     for name, headers in (("set", spec.set), ("add", spec.add)):
         kept: dict[str, tuple[str, str]] = {}
         for i, one in enumerate(headers):
-            if not TOKEN.fullmatch(one.name) or not one.value.isprintable():
-                no(f"{part}.{name}[{i}]", "UnsupportedValue", f"{quoted(one.name)!r} is no header.")
+            here = f"{part}.{name}[{i}]"
+            if problem := name_problem(one.name, changes=True):
+                no(f"{here}.name", "UnsupportedValue", problem)
+            elif problem := value_problem(one.name, one.value):
+                no(f"{here}.value", "UnsupportedValue", problem)
+            elif one.name.lower() == "host" and not _AUTHORITY.fullmatch(one.value):
+                remedy = "A host is a name or an address, perhaps with a port. Write one."
+                no(f"{here}.value", "UnsupportedValue", remedy)
             else:
                 kept.setdefault(one.name.lower(), (one.name, one.value))
         pairs.append(tuple(kept.values()))
+    for i, gone in enumerate(spec.remove):
+        problem = name_problem(gone)
+        if gone.lower() == "host":
+            problem = "A request has a host: it can be set, not removed. Take it out."
+        if problem:
+            no(f"{part}.remove[{i}]", "UnsupportedValue", problem)
     return HeaderEdit(pairs[0], pairs[1], tuple(dict.fromkeys(n.lower() for n in spec.remove)))
 
 
@@ -109,14 +133,15 @@ def _response(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters,
 def _path(spec: HTTPPathModifier | None, part: str, no: _No) -> PathRewrite | None:
     if spec is None:
         return None
-    text = spec.replace_full_path or spec.replace_prefix_match or "/"
-    if not text.startswith("/") or not text.isprintable() or " " in text:
-        no(f"{part}.path", "UnsupportedValue", f"{quoted(text)!r} is no path. Begin with a slash.")
-        return None
-    if spec.type == "ReplaceFullPath" and spec.replace_full_path is not None:
-        return PathRewrite("full", spec.replace_full_path)
-    if spec.type == "ReplacePrefixMatch" and spec.replace_prefix_match is not None:
-        return PathRewrite("prefix", spec.replace_prefix_match)
+    full, prefix = spec.replace_full_path, spec.replace_prefix_match
+    for name, text in (("replaceFullPath", full), ("replacePrefixMatch", prefix)):
+        if text and (problem := path_problem(text)):
+            no(f"{part}.path.{name}", "UnsupportedValue", problem)
+            return None
+    if spec.type == "ReplaceFullPath" and full is not None:
+        return PathRewrite("full", full or "/")  # every path begins with a slash
+    if spec.type == "ReplacePrefixMatch" and prefix is not None:
+        return PathRewrite("prefix", prefix)
     remedy = "Write ReplaceFullPath or ReplacePrefixMatch, and its field."
     no(f"{part}.path.type", "UnsupportedValue", remedy)
     return None
@@ -139,6 +164,8 @@ def _redirect(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters,
             "UnsupportedValue",
             f"{quoted(spec.hostname)!r} is no DNS name.",
         )
+    if spec.port and (problem := number_problem(spec.port, 1, 65_535)):
+        no("requestRedirect.port", "UnsupportedValue", problem)
     path = _path(spec.path, "requestRedirect", no)
     out.redirect = Redirect(spec.status_code, spec.scheme, spec.hostname, spec.port, path)
 
@@ -177,6 +204,24 @@ def _cors(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters, no:
     if spec is None:
         no("cors", "UnsupportedValue", "Add cors.")
         return
+    lists = (
+        ("allowOrigins", spec.allow_origins, _ORIGIN),
+        ("allowMethods", spec.allow_methods, _METHOD),
+        ("allowHeaders", spec.allow_headers, None),
+        ("exposeHeaders", spec.expose_headers, None),
+    )
+    for part, values, form in lists:
+        for i, value in enumerate(values):
+            problem = name_problem(value) if form is None else ""
+            if form is not None and not form.fullmatch(value):
+                problem = f"{value[:40]!r} can't be one. Take it out."
+            if problem:
+                no(f"cors.{part}[{i}]", "UnsupportedValue", problem)
+        if escaped_bytes(", ".join(values)) > MAX_HEADER_BYTES and part != "allowOrigins":
+            remedy = f"Together they are longer than {MAX_HEADER_BYTES} bytes. Name fewer."
+            no(f"cors.{part}", "UnsupportedValue", remedy)
+    if problem := number_problem(spec.max_age, 0, 2**31 - 1):
+        no("cors.maxAge", "UnsupportedValue", problem)
     out.cors = Cors(
         spec.allow_origins,
         spec.allow_methods,
@@ -185,6 +230,23 @@ def _cors(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters, no:
         spec.allow_credentials,
         spec.max_age,
     )
+
+
+def _check_auth(spec: HTTPExternalAuthFilter, no: _No) -> None:
+    http, grpc, body = spec.http, spec.grpc, spec.forward_body
+    if http is not None and http.path and (problem := path_problem(http.path)):
+        no("externalAuth.http.path", "UnsupportedValue", problem)
+    names = {
+        "http.allowedHeaders": http.allowed_headers if http is not None else (),
+        "http.allowedResponseHeaders": http.allowed_response_headers if http is not None else (),
+        "grpc.allowedHeaders": grpc.allowed_headers if grpc is not None else (),
+    }
+    for part, found in names.items():
+        for i, name in enumerate(found):
+            if problem := name_problem(name):
+                no(f"externalAuth.{part}[{i}]", "UnsupportedValue", problem)
+    if body is not None and (problem := number_problem(body.max_size, 0, _BODY_BYTES)):
+        no("externalAuth.forwardBody.maxSize", "UnsupportedValue", problem)
 
 
 def _auth(at: Translation, one: HTTPRouteFilter, field: str, out: Filters, no: _No) -> None:
@@ -196,6 +258,7 @@ def _auth(at: Translation, one: HTTPRouteFilter, field: str, out: Filters, no: _
     if to.backend is None:
         out.bad = True  # nobody can be asked, so nobody gets through
         return
+    _check_auth(spec, no)
     grpc = spec.protocol == "GRPC"
     if grpc and to.tls is None:
         to = type(to)(to.backend, to.weight, "h2c")

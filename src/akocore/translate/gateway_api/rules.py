@@ -37,16 +37,25 @@ from akocore.shown import quoted
 from akocore.translate.gateway_api.backends import Context, Translation, backend, l4_backends
 from akocore.translate.gateway_api.budget import Weight, problem, weigh
 from akocore.translate.gateway_api.durations import seconds
-from akocore.translate.gateway_api.filters import TOKEN, Filters, filters
+from akocore.translate.gateway_api.filters import Filters, filters
 from akocore.translate.gateway_api.found import Finding
 from akocore.translate.gateway_api.hostnames import is_hostname
+from akocore.translate.gateway_api.values import (
+    TOKEN,
+    name_problem,
+    number_problem,
+    path_problem,
+    value_problem,
+)
 
 __all__ = ["RouteRules", "host", "refused", "rules_of", "with_certificate"]
 
 Precedence = tuple[int, int, int, int, int]
 """Of two matches the lesser is tried first."""
 
-_METHOD: Final = re.compile(r"[A-Z]+")
+_METHOD: Final = re.compile(r"[A-Z]{1,32}")
+_ATTEMPTS: Final = 100
+_QUERY_CHARS: Final = 256
 
 
 class RouteRules(Struct, frozen=True, gc=False):
@@ -240,6 +249,9 @@ def _check_prefixes(
 
 def _regex(at: Translation, text: str, field: str) -> None:
     """Envoy's own engine is asked; it has neither look-around nor back-references."""
+    if not text:
+        at.no("PartiallyInvalid", field, "UnsupportedValue", "It is empty. Write an expression.")
+        return
     limits = at.context.limits
     if not at.spent.fits(limits):
         remedy = "The regular expressions before it have used up what a host may have. Write fewer."
@@ -284,10 +296,13 @@ def _keys(
         name = one.name.lower() if headers else one.name
         if name in out:
             continue
-        if not name or (headers and not TOKEN.fullmatch(name)) or not one.value.isprintable():
-            what = f"{quoted(one.name)!r} with {quoted(one.value)!r}"
-            remedy = f"{what} can't be in a request. Correct it."
-            at.no("PartiallyInvalid", f"{field}[{i}]", "UnsupportedValue", remedy)
+        if headers and (wrong := name_problem(one.name)):
+            at.no("PartiallyInvalid", f"{field}[{i}].name", "UnsupportedValue", wrong)
+        elif not headers and (not name or not name.isprintable() or len(name) > _QUERY_CHARS):
+            remedy = f"A query parameter has a name of 1 to {_QUERY_CHARS} printable characters."
+            at.no("PartiallyInvalid", f"{field}[{i}].name", "UnsupportedValue", remedy)
+        elif wrong := value_problem(one.name[:40], one.value):
+            at.no("PartiallyInvalid", f"{field}[{i}].value", "UnsupportedValue", wrong)
         if one.type == "RegularExpression":
             _regex(at, one.value, f"{field}[{i}].value")
         elif one.type != "Exact":
@@ -327,6 +342,8 @@ def _grpc_match(at: Translation, match: GRPCRouteMatch, field: str) -> HttpMatch
         path = TextMatch("prefix", f"/{method.service}")
     elif method is not None and method.method:
         path = TextMatch("regex", f"/[^/]+/{re.escape(method.method)}")
+    if path.kind != "regex" and (wrong := path_problem(path.value or "/")):
+        at.no("PartiallyInvalid", f"{field}.method", "UnsupportedValue", wrong)
     return HttpMatch(path, headers=headers)
 
 
@@ -366,6 +383,12 @@ def _retry(at: Translation, rule: HTTPRouteRule, field: str) -> Retry | None:
         return None
     backoff = _seconds(at, spec.backoff, f"{field}.retry.backoff")
     attempts = 1 if spec.attempts is None else spec.attempts
+    here = f"{field}.retry"
+    if wrong := number_problem(attempts, 0, _ATTEMPTS):
+        at.no("PartiallyInvalid", f"{here}.attempts", "UnsupportedValue", wrong)
+    for i, code in enumerate(spec.codes):
+        if wrong := number_problem(code, 100, 599):
+            at.no("PartiallyInvalid", f"{here}.codes[{i}]", "UnsupportedValue", wrong)
     return Retry(attempts, spec.codes, backoff)
 
 
