@@ -67,8 +67,11 @@ def _listeners(service: VirtualService, home: Home) -> list[str]:
 _REFUSED_FIELD = {LDS: "status.loadBalancer", SDS: "spec.tls"}  # else: spec.rules
 
 
-def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[str, str, str]]:
-    """(field, engine, its words) of what the engines refuse of a host.  Cost: the refused."""
+def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[str, str]]:
+    """(field, why) of what the engines refuse of a host.  Cost: the refused.
+
+    Of what depends on the machine, which engine; else it is the same of all, and said once.
+    """
     rejecting = [engine for engine in at.ads.fleet.values() if engine.rejected]
     if not rejecting:
         return []
@@ -78,7 +81,11 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
     for home in service.homes:
         wanted |= {(LDS, name) for name in _listeners(service, home)}
     said = [
-        (_REFUSED_FIELD.get(type_url, "spec.rules"), engine.name, found.message)
+        (
+            _REFUSED_FIELD.get(type_url, "spec.rules"),
+            f"{engine.name if type_url == LDS else 'Service Engines'}: {found.message}"
+            + (". Issue another certificate." if type_url == SDS else ""),
+        )
         for engine in rejecting
         for (type_url, name), found in engine.rejected.items()
         if (type_url, name) in wanted
@@ -170,8 +177,8 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
                 f"Network {service.exhausted} has no free address for {service.name}."
                 " Widen its vipRanges.",
             )
-        for field, engine, words in _engine_refusals(at, host, placed):
-            no(field, "EngineRejected", f"{engine}: {words}")
+        for field, said in _engine_refusals(at, host, placed):
+            no(field, "EngineRejected", said)
     if at.endpoints:
         out += _left_out(at, key, seen)
     out += at.faults.of(f"Ingress/{key}")

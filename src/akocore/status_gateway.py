@@ -160,14 +160,42 @@ def _rejected(at: Reconciler, placed: PlacedPort | None) -> str:
     )
 
 
+def _found(at: Reconciler, state: GatewayState, view: ListenerView) -> tuple[Finding, ...]:
+    """What is wrong with a listener: as it was translated, and what engines find out."""
+    service = at.placement.services.get(state.vs)
+    if service is None or not view.serves or not view.certificates:
+        return view.findings
+    names = {(SDS, secret_name(key)): i for i, key in enumerate(view.certificates)}
+    groups = {home.group for home in service.homes}
+    refused = {
+        (names[what], found.message)
+        for engine in at.ads.fleet.values()
+        if engine.rejected and engine.group in groups
+        for what, found in engine.rejected.items()
+        if what in names
+    }
+    out = list(view.findings)
+    kind = GATEWAY if view.id[0] == "Gateway" else view.id[0]
+    for i, why in sorted(refused):
+        refusal = Refusal(
+            object=f"{kind}/{view.id[1]}",
+            field=f"{view.field}.tls.certificateRefs",
+            reason="InvalidCertificateRef",
+            remedy=f"Service Engines can't use Secret {view.certificates[i]}: {why}."
+            " Issue another certificate.",
+        )
+        out += (Finding("ResolvedRefs", refusal), Finding("Programmed", refusal))
+    return tuple(out)
+
+
 def _listener(at: Reconciler, state: GatewayState, view: ListenerView) -> ListenerSays:
-    found = view.findings
+    found = _found(at, state, view)
     conflict, refused = first(found, "Conflicted"), first(found, "Accepted")
     unresolved, idle = first(found, "ResolvedRefs"), first(found, "Programmed")
     wrong = conflict or refused
     said = [
         Says("Accepted", wrong is None, wrong.reason if wrong else "Accepted", _text(found, wrong)),
-        _port_says(at, state, view, conflict, wrong or idle),
+        _port_says(at, state, view, found, conflict, wrong or idle),
         Says(
             "ResolvedRefs",
             unresolved is None,
@@ -193,12 +221,13 @@ def _port_says(
     at: Reconciler,
     state: GatewayState,
     view: ListenerView,
+    found: tuple[Finding, ...],
     conflict: Finding | None,
     wrong: Finding | None,
 ) -> Says:
     if wrong is not None:
         reason = conflict.reason if conflict is not None else "Invalid"
-        return Says("Programmed", False, reason, _text(view.findings, wrong))
+        return Says("Programmed", False, reason, _text(found, wrong))
     if not state.vs:
         return Says("Programmed", False, "Invalid", "The Gateway is not served.")
     service = at.placement.services[state.vs]
@@ -572,7 +601,7 @@ def _route_refusals(at: Reconciler, id_: RouteId) -> list[Refusal] | None:
                 object=object_,
                 field="spec.rules",
                 reason="EngineRejected",
-                remedy=f"{engine.name}: {found.message}",
+                remedy=f"Service Engines refuse it: {found.message}.",
             )
             for engine in rejecting
             for what, found in engine.rejected.items()
@@ -671,7 +700,7 @@ def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
             return None
         mine = f"{GATEWAY}/{key}"
         found = [*state.findings, *_vip_findings(at, state)]
-        found += [f for view in state.listeners.values() for f in view.findings]
+        found += [f for view in state.listeners.values() for f in _found(at, state, view)]
         refused = [f.refusal for f in found if f.refusal.object == mine]
         return list(dict.fromkeys((*refused, *at.faults.of(mine))))
     if kind == "ListenerSet":
@@ -681,7 +710,7 @@ def refusals(at: Reconciler, kind: str, key: str) -> list[Refusal] | None:
         if joined is None:
             return []
         views = [view for id_, view in joined.listeners.items() if id_[1] == key]
-        return list(dict.fromkeys(f.refusal for view in views for f in view.findings))
+        return list(dict.fromkeys(f.refusal for v in views for f in _found(at, joined, v)))
     if kind == "BackendTLSPolicy":
         known = key in at.gateway_api.policies
         if not known:

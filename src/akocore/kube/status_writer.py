@@ -27,6 +27,7 @@ from akocore.events import Event
 from akocore.kube import gateway_status, l4_status, mirrors
 from akocore.kube.api import ApiError, ApiServer, Resource, resources
 from akocore.kube.gateway_objects import GatewayApiGateway, ListenerSet
+from akocore.kube.note import cut_note
 from akocore.kube.objects import (
     AviInfraSetting,
     Ingress,
@@ -579,7 +580,7 @@ class StatusWriter:
             "action": "Reconcile",
             "type": event.type,
             "reason": event.reason,
-            "note": event.note[:1024],
+            "note": cut_note(event.note),
             "regarding": {
                 "apiVersion": self._resources[kind].api_version,
                 "kind": obj.KIND,
