@@ -342,14 +342,8 @@ class GatewayApi:
         before, state.listeners = state.listeners, self._listeners(obj, sets, refers)
         self._join(key, state, tuple(one.metadata.key for one in sets))
         self._set_refers((GATEWAY, key), frozenset(refers))
-        vs = self._names.gateway(obj.metadata.namespace, obj.metadata.name)
-        if (owner := self.owners.get(vs, key)) != key:
-            remedy = (
-                f"Virtual service {vs} is of Gateway {owner}, which came first: names are put"
-                " together of namespace and name. Choose another name."
-            )
-            findings.append(_found(obj, "Accepted", "metadata.name", "NameTaken", remedy))
-            self._set_refers((GATEWAY, key), frozenset({*refers, f"VirtualService/{vs}"}))
+        plain = self._names.gateway(obj.metadata.namespace, obj.metadata.name)
+        vs = self._placement.named(f"{GATEWAY}/{key}", plain)
         state.findings = tuple(findings)
         if state.accepted and by.setting is not None:
             self._serve(key, state, vs, usable[by.setting], address, settle)
@@ -511,7 +505,7 @@ class GatewayApi:
         new = not state.vs
         state.vs = vs
         self.owners[vs] = key
-        service = self._placement.gateway_service(vs, infra)
+        service = self._placement.gateway_service(vs, infra, f"{GATEWAY}/{key}")
         if new:  # it may have been another life's, which is not over yet
             self._realiser.drop_hosts(service, lambda _at, _placed: True)
             for at in list(service.gateway.ports if service.gateway is not None else ()):
@@ -530,8 +524,13 @@ class GatewayApi:
             return
         del self.owners[state.vs]
         close(self._placement.services[state.vs])
-        self._refer_to(f"VirtualService/{state.vs}")
         state.vs = ""
+
+    def give_up(self, vs: str, close: Callable[[VirtualService], None]) -> None:
+        """A virtual service can't be called as it is: its Gateway is served anew."""
+        if (key := self.owners.get(vs)) is not None:
+            self._withdraw(key, self.gateways[key], close)
+            self._gateways_due.add(key)
 
     def _ports_of(self, key: str, views: Mapping[ListenerId, ListenerView]) -> None:
         self._ports_due.update((key, one.transport) for one in views.values())

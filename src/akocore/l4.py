@@ -261,26 +261,10 @@ class L4:
                     refusals.append(by.refusal)
                 if by.setting is not None:
                     address = self.gateways[front.key].address
-                    vs = self._names.l4(front.namespace, front.name)
+                    vs = self._named(front)
                     served = Served(vs, by.setting, address, "spec.addresses[0].value")
         elif (leader := self._leader(front)) is not None:
             served = self._evaluate_services(front, leader, refers, refusals)
-        if served is not None:
-            holder = self._owners.get(served.vs, front)
-            known = self._placement.services.get(served.vs)
-            if holder != front or (known is not None and known.listeners is None):
-                refers.add(f"VirtualService/{served.vs}")
-                other = str(holder) if holder != front else "an Ingress"
-                refusals.append(
-                    Refusal(
-                        object=self._speaks(front),
-                        field="metadata.name",
-                        reason="NameTaken",
-                        remedy=f"Virtual service {served.vs} is of {other}, which came first:"
-                        " names are put together of namespace and name. Choose another name.",
-                    )
-                )
-                served = None
         self._set_refers(front, frozenset(refers))
         if refusals:
             self._refused[front] = tuple(refusals)
@@ -288,6 +272,10 @@ class L4:
             self._refused.pop(front, None)
         self._touch(front, served)
         return served
+
+    def _named(self, front: Front) -> str:
+        plain = self._names.l4(front.namespace, front.name, front.family)
+        return self._placement.named(_vs_key(front), plain)
 
     def _evaluate_services(
         self, front: Front, leader: ServiceView, refers: set[str], refusals: list[Refusal]
@@ -309,7 +297,7 @@ class L4:
             if leader.second is not None and second:  # that of its own family has the address
                 asked = "IPv6" if ":" in address else "IPv4"
                 address = address if self._infrastructure.networks[network].family == asked else ""
-            vs = self._names.l4(front.namespace, front.name, front.family)
+            vs = self._named(front)
             return Served(vs, setting, address, leader.address_field, network)
         known = self._store.setting(setting) is not None if setting else True
         refusals.append(
@@ -367,14 +355,14 @@ class L4:
         if before is not None and before.vs != served.vs:
             self._withdraw(front, close)
             before = None
+        infra = self._infrastructure.infras[served.setting]
+        if served.network and served.network != infra.network:
+            infra = structs.replace(infra, network=served.network)
+        service = self._placement.l4_service(served.vs, infra, _vs_key(front))
         self.fronts[front] = served
         self._owners[served.vs] = front
         if before is None or before.address != served.address:
             self._claim(front, before.address if before else "", served.address)
-        infra = self._infrastructure.infras[served.setting]
-        if served.network and served.network != infra.network:
-            infra = structs.replace(infra, network=served.network)
-        service = self._placement.l4_service(served.vs, infra)
         service.wanted = served.address
         self._placement.own(service, front.namespace)
         settle(service, infra)
@@ -393,7 +381,12 @@ class L4:
         close(service)
         for at in list(service.listeners or ()):
             self._realiser.place(service, at, None)
-        self._refer_to(f"VirtualService/{served.vs}")
+
+    def give_up(self, vs: str, close: Callable[[VirtualService], None]) -> None:
+        """A virtual service can't be called as it is: its front is served anew, by another name."""
+        if (front := self._owners.get(vs)) is not None:
+            self._withdraw(front, close)
+            self._fronts_due.add(front)
 
     def _claim(self, front: Front, old: str, new: str) -> None:
         """Keep account of who asks for an address; all that do may say something else now."""
@@ -563,6 +556,11 @@ def _leads(leader: ServiceView | None) -> tuple[str | None, ...] | None:
     if leader is None:
         return None
     return leader.key, leader.address, leader.setting, leader.family, leader.dual
+
+
+def _vs_key(front: Front) -> str:
+    """The key of a front's virtual service."""
+    return f"{front} {front.family}" if front.family else str(front)
 
 
 def _one_family(leader: ServiceView, setting: str, family: str) -> Refusal:

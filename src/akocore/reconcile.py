@@ -49,7 +49,7 @@ from akocore.model import HostModel, Refusal
 from akocore.place.ipam import Ipam
 from akocore.place.scale import Scale
 from akocore.place.state import Facts, SharedFacts
-from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
+from akocore.place.virtual_services import DEDICATED_SHARD, Home, Placed, Placement, VirtualService
 from akocore.realise import Realiser
 from akocore.store import Store
 from akocore.translate.classes import (
@@ -221,6 +221,7 @@ class Reconciler:
         self.hosts: dict[str, Placed] = self.realiser.hosts
         self.host_refusals: dict[str, dict[str, list[Refusal]]] = {}
         self.claims = Claims(self.store, state, now, strict=config.l7.strict_ingresses)
+        self._anew: set[str] = set()  # hosts to look at in any case
         self._retold: set[str] = set()  # Ingresses of which other things are refused now
         self.due = Due()
         self._on_move = on_move
@@ -417,6 +418,8 @@ class Reconciler:
         if (shared := self.shared) is None:
             return again
         for address in addresses:
+            if not self.placement.decides:
+                self._hear_name(*shared.whose(address))
             owner, before = shared.kept(address), shared.believed(address)
             if owner == before:
                 continue
@@ -432,12 +435,34 @@ class Reconciler:
                 network, _, vs = (at or "").partition("/")
                 if (pool := self.placement.pools.get(network)) is not None:
                     pool.assign(address, vs if at == owner else None)
-            network, _, vs = (owner or "").partition("/")
+            network, _, vs = (owner or before or "").partition("/")
+            if owner is None and vs not in self.placement.services:
+                self.state.drop("owner", vs)
             for service in list(self.placement.services.values()):
                 if owner is not None and service.name != vs:
                     again += self._evict(service, address)
-            again.append(vs)
+            if owner is not None:
+                again.append(vs)
         return again
+
+    def _hear_name(self, name: str, key: str) -> None:
+        """Another replica's word on whose a name is ("": it doesn't say)."""
+        if key:
+            for service in self.placement.misnamed(name, key):
+                self._give_up(service)
+                self.state.drop("owner", service.name)
+            self.state.put("owner", name, key)
+
+    def _give_up(self, service: VirtualService) -> None:
+        """Leave a virtual service at once; who is served there is served anew, by another name."""
+        for host in list(service.hosts):
+            self._anew.add(host)
+            if self.hosts[host].vs == service.name:
+                self._remove(host)
+        self.l4.give_up(service.name, self._close)
+        self.gateway_api.give_up(service.name, self._close)
+        self._close(service)
+        self._retire(service)
 
     def _evict(self, service: VirtualService, address: str) -> list[str]:
         """An address turned out to be another's: leave it at once."""
@@ -635,7 +660,8 @@ class Reconciler:
         self.gateway_api.follow(partial(self._settle, move=move), self._close)
         wanted: dict[str, list[tuple[str, list[Ingress]]]] = {}
         refused: dict[str, dict[str, list[Refusal]]] = {}  # as it was
-        for host in hosts:
+        anew, self._anew = self._anew, set()
+        for host in (*hosts, *sorted(anew.difference(hosts))) if anew else hosts:
             claims = self._claims(host)
             if (said_before := self.host_refusals.pop(host, None)) is not None:
                 refused[host] = said_before
@@ -649,6 +675,7 @@ class Reconciler:
             if no:
                 self.host_refusals[host] = no
             wanted.setdefault(claims[0][1], []).append((host, mine))
+        self._name_in_order(wanted)
         settled: set[str] = set()
         for setting, claimed in wanted.items():
             infra = self.infrastructure.infras[setting]
@@ -721,6 +748,18 @@ class Reconciler:
             ("host", host),
             [self.faults.refusal(f"Ingress/{one.metadata.key}", err) for one, err in bad],
         )
+
+    def _name_in_order(self, wanted: dict[str, list[tuple[str, list[Ingress]]]]) -> None:
+        """Of hosts that come together, and would each be called alike, the oldest is."""
+        infras = self.infrastructure.infras
+        own = [
+            (self.claims.age(mine[0], host), setting, host)
+            for setting, claimed in wanted.items()
+            if not infras[setting].shard_size.shards
+            for host, mine in claimed
+        ]
+        for _, setting, host in sorted(own) if len(own) > 1 else ():
+            self.placement.service_of(infras[setting], host, DEDICATED_SHARD)
 
     def _retell(self, hosts: Iterable[str], before: dict[str, dict[str, list[Refusal]]]) -> None:
         """Ingresses that are refused other things of these hosts than before say so."""

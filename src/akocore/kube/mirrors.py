@@ -20,13 +20,17 @@ __all__ = ["dress", "object_name", "service_engine", "virtual_service"]
 _NO_ROUTER = ReplicaRouter(name="", group="")
 _LABEL_MAX = 63
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_LOWERED = re.compile(r"-l7-|-evh(-|\Z)")  # only AKO writes these, in upper case
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")  # RFC 1123
 
 
 def object_name(name: str) -> str:
-    """A name as Kubernetes allows it: lower case; what it can't spell gives way to a hash."""
+    """A name as Kubernetes allows it: lower case; what it can't spell gives way to a hash.
+
+    One that looks already as the lower case of another's would has a hash, too.
+    """
     lower = name.lower()
-    if _SUBDOMAIN.fullmatch(lower):
+    if _SUBDOMAIN.fullmatch(lower) and not _LOWERED.search(name):
         return lower
     digest = mmh3_x64_128_digest(name.encode()).hex()[:10]
     return f"{re.sub('[^a-z0-9]+', '-', lower).strip('-')[:200]}-{digest}"

@@ -30,6 +30,7 @@ __all__ = ["ClusterFacts", "vip_name"]
 log = logging.getLogger(__name__)
 
 _CONFIG_MAP = "akocore-accepted"
+_KEY = "akocore.io/virtual-service-of"  # annotation: whose it is, as names may be alike
 _AT_ONCE = 16
 _TIMEOUT_S = 5.0
 _LOAD_RETRY_S = (0.1, 5.0)
@@ -44,10 +45,12 @@ class _Kept(Struct, frozen=True):
 
     owner: str  # "network/virtual service"
     uid: str
+    key: str  # of that virtual service; "": it was made before these were written
 
 
 def _kept(vip: VsVip) -> _Kept:
-    return _Kept(f"{vip.spec.network}/{vip.spec.virtual_service}", vip.metadata.uid)
+    owner = f"{vip.spec.network}/{vip.spec.virtual_service}"
+    return _Kept(owner, vip.metadata.uid, vip.metadata.annotation(_KEY) or "")
 
 
 def vip_name(address: str) -> str:
@@ -69,12 +72,13 @@ class ClusterFacts:
         self._leads = leads
         self._vips = resources()["VsVip"]
         self._config_maps = f"/api/v1/namespaces/{namespace}/configmaps"
-        self._rooms: dict[str, dict[str, str]] = {"vip": {}, "accepted": {}}
+        self._rooms: dict[str, dict[str, str]] = {"vip": {}, "accepted": {}, "owner": {}}
         self._owners: dict[str, str] = {}  # address → "network/virtual service" as believed
         self._objects: dict[str, _Kept] = {}  # address → as the cluster has it
         self._written: dict[str, str] = {}  # settings as the cluster has them
         self._vips_due: dict[str, None] = {}
         self._settings_due: dict[str, None] = {}
+        self._led = False  # when it was last flushed
 
     # ── facts ───────────────────────────────────────────────────────────────────────────────
 
@@ -91,7 +95,7 @@ class ClusterFacts:
                 self._vips_due[old] = None
             self._owners[value] = key
             self._vips_due[value] = None
-        else:
+        elif room == "accepted":
             self._settings_due[key] = None
         facts[key] = value
 
@@ -102,7 +106,7 @@ class ClusterFacts:
         if room == "vip":
             self._owners.pop(value, None)
             self._vips_due[value] = None
-        else:
+        elif room == "accepted":
             self._settings_due[key] = None
 
     # ── what the cluster has ────────────────────────────────────────────────────────────────
@@ -141,11 +145,22 @@ class ClusterFacts:
             address = next((a for a in self._objects if vip_name(a) == change.key), change.key)
             self._objects.pop(address, None)
         else:
-            address = vip.spec.address
-            self._objects[address] = _kept(vip)
-        if self.believed(address) != self.kept(address):
+            address, kept = vip.spec.address, _kept(vip)
+            self._objects[address] = kept
+            if kept.key:
+                self._rooms["owner"].setdefault(vip.spec.virtual_service, kept.key)
+        if self.believed(address) != self.kept(address) or self._is_mute(address):
             self._vips_due[address] = None
         return address
+
+    def whose(self, address: str) -> tuple[str, str]:
+        kept = self._objects.get(address)
+        return (kept.owner.partition("/")[2], kept.key) if kept is not None else ("", "")
+
+    def _is_mute(self, address: str) -> bool:
+        """Whether an object doesn't say whose it is, as we know it."""
+        name, key = self.whose(address)
+        return self._rooms["owner"].get(name, key) != key
 
     def believed(self, address: str) -> str | None:
         return self._owners.get(address)
@@ -177,7 +192,11 @@ class ClusterFacts:
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 
     async def flush(self) -> None:
-        if not (self._vips_due or self._settings_due) or not self._leads():
+        leads = self._leads()
+        if leads and not self._led:
+            self._vips_due |= {address: None for address in self._objects if self._is_mute(address)}
+        self._led = leads
+        if not (self._vips_due or self._settings_due) or not leads:
             return
         due, self._vips_due = list(self._vips_due), {}
         failed: list[ApiError | TimeoutError] = []
@@ -214,9 +233,13 @@ class ClusterFacts:
     async def _write_vip(self, address: str) -> None:
         """Make the object of one address say what we believe."""
         want, kept = self._owners.get(address), self._objects.get(address)
-        if want == self.kept(address) or not self._leads():
+        if not self._leads():
             return
         path = self._vips.path(name=vip_name(address))
+        if want == self.kept(address):
+            if kept is not None and self._is_mute(address):
+                await self._write_key(path, kept)
+            return
         if kept is not None:
             body = orjson.dumps({"preconditions": {"uid": kept.uid}} if kept.uid else {})
             try:
@@ -231,10 +254,14 @@ class ClusterFacts:
         if want is None or not self._leads():
             return
         network, _, service = want.partition("/")
+        key = self._rooms["owner"].get(service, "")
         made = {
             "apiVersion": self._vips.api_version,
             "kind": "VsVip",
-            "metadata": {"name": vip_name(address)},
+            "metadata": {
+                "name": vip_name(address),
+                **({"annotations": {_KEY: key}} if key else {}),
+            },
             "spec": {"address": address, "network": network, "virtualService": service},
         }
         try:
@@ -250,6 +277,25 @@ class ClusterFacts:
         found = self._objects[address] = _kept(made_so)
         if found.owner != want:
             self.on_taken(address)
+
+    async def _write_key(self, path: str, kept: _Kept) -> None:
+        """Say whose an address is that stays where it is."""
+        key = self._rooms["owner"][kept.owner.partition("/")[2]]
+        patch = {"metadata": {"uid": kept.uid, "annotations": {_KEY: key}}}
+        if not kept.uid:
+            del patch["metadata"]["uid"]
+        body = orjson.dumps(patch)
+        try:
+            raw = await self._api.request(
+                "PATCH", path, None, body, "application/merge-patch+json", _TIMEOUT_S
+            )
+        except ApiError as err:
+            if err.code in (404, 409):  # it is gone, or another's: the watch says so
+                return
+            raise
+        self._objects[msgspec.json.decode(raw, type=VsVip).spec.address] = msgspec.structs.replace(
+            kept, key=key
+        )
 
     async def _write_settings(self, names: Mapping[str, None]) -> None:
         facts = self._rooms["accepted"]

@@ -70,6 +70,10 @@ class SharedFacts(Facts, Protocol):
         """Take over what everybody can see."""
         ...
 
+    def whose(self, address: str) -> tuple[str, str]:
+        """The virtual service that has it, as everybody can see, and its key; "": unknown."""
+        ...
+
     def unwritten(self) -> list[str]:
         """The addresses of which the two differ."""
         ...

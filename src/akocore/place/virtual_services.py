@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container
+from itertools import islice
 from sys import intern
 
 from msgspec import Struct, field
@@ -19,11 +20,12 @@ from akocore.model import HostModel, L4Listener
 from akocore.place.gateways import PlacedGateway
 from akocore.place.ipam import Ipam
 from akocore.place.quota import Quota
+from akocore.place.spellings import USUAL, host_key, shard_key, spelling_of, spellings
 from akocore.place.state import Facts
 from akocore.translate.classes import Infra
 from akocore.translate.names import Names
 
-__all__ = ["Home", "Placed", "PlacedListener", "Placement", "VirtualService"]
+__all__ = ["DEDICATED_SHARD", "Home", "Placed", "PlacedListener", "Placement", "VirtualService"]
 
 DEDICATED_SHARD = -1
 L4_SHARD = -2
@@ -49,14 +51,16 @@ class PlacedListener(Struct):
 
 
 class VirtualService(Struct):
-    """``homes``: the wanted one last; earlier ones serve on until their move is over.
+    """``key``: whose it is; ``name``: what it is called, by engines too, for as long as it is.
 
+    ``homes``: the wanted one last; earlier ones serve on until their move is over.
     ``listeners``: of L4, by (protocol, port); None: it is L7, and its setting says which.
     """
 
     name: str
     infra: Infra
     shard: int
+    key: str
     homes: list[Home] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
     left: dict[str, int] = field(default_factory=dict)  # address left → number of the move
@@ -152,29 +156,69 @@ class Placement:
 
     def service_of(self, infra: Infra, host: str, shard: int) -> VirtualService:
         """The virtual service of a host; made, without a home, at its first host."""
+        setting = infra.setting
         if shard == DEDICATED_SHARD:
-            name = self.names.dedicated(infra.setting, host or "any-host")
+            key = host_key(setting, host)
+            name = self.named(key, self.names.dedicated(setting, host or "any-host"))
         else:
-            name = self.names.shared(infra.setting, shard)
+            key = shard_key(setting, shard)
+            name = self.named(key, self.names.shared(setting, shard))
         service = self.services.get(name)
         if service is None:
-            service = self.services[name] = VirtualService(name, infra, shard)
+            service = self.services[name] = VirtualService(name, infra, shard, key)
+            if shard == DEDICATED_SHARD and (setting or "-" in host):  # else no other has the name
+                self.state.put("owner", name, key)
         return service
 
-    def l4_service(self, name: str, infra: Infra) -> VirtualService:
-        """The virtual service of L4 of that name; made, without a home, when it is new."""
+    def l4_service(self, name: str, infra: Infra, key: str = "") -> VirtualService:
+        """The virtual service of L4 that `named` calls so; made, without a home, when it is new.
+
+        ``key``: whose it is; "": of nobody else.
+        """
         service = self.services.get(name)
         if service is None:
-            service = VirtualService(name, infra, L4_SHARD, listeners={})
+            service = VirtualService(name, infra, L4_SHARD, key or name, listeners={})
             self.services[name] = service
+            self.state.put("owner", name, service.key)
         return service
 
-    def gateway_service(self, name: str, infra: Infra) -> VirtualService:
-        """The virtual service of a Gateway of that name; made, without a home, when it is new."""
-        service = self.l4_service(name, infra)
+    def gateway_service(self, name: str, infra: Infra, key: str = "") -> VirtualService:
+        """The virtual service of a Gateway, as `l4_service`."""
+        service = self.l4_service(name, infra, key)
         if service.gateway is None:
             service.gateway = PlacedGateway()
         return service
+
+    # ── names ───────────────────────────────────────────────────────────────────────────────
+
+    def named(self, key: str, plain: str) -> str:
+        """What the virtual service of ``key`` is called: ``plain``, unless another has that name.
+
+        A name stays, also over restarts, whoever comes and goes.
+        """
+        live = self.services.get(plain)
+        if live is not None and live.key == key:
+            return plain
+        known, free = self.state.room("owner"), ""
+        for number, name in enumerate(spellings(plain, key)):
+            if free and number >= USUAL:
+                break
+            live = self.services.get(name)
+            owner = live.key if live is not None else known.get(name, "")
+            if owner == key:
+                return name
+            free = free or ("" if owner else name)
+        return free
+
+    def misnamed(self, name: str, key: str) -> list[VirtualService]:
+        """Those that can't be called as they are if ``name`` is ``key``'s: give them up."""
+        found = self.services.get(name)
+        out = [found] if found is not None and found.key != key else []
+        for other in islice(spellings(spelling_of(name, key), key), USUAL):
+            service = self.services.get(other)
+            if other != name and service is not None and service.key == key:
+                out.append(service)
+        return out
 
     # ── addresses ───────────────────────────────────────────────────────────────────────────
 
@@ -282,6 +326,8 @@ class Placement:
         self.waiting.discard(service.name)
         self.quota.forget(service.name)
         del self.services[service.name]
+        if self.decides or all(service.name not in pool.owners for pool in self.pools.values()):
+            self.state.drop("owner", service.name)
         return homes
 
     def remove_home(self, service: VirtualService, home: Home) -> None:
@@ -297,6 +343,8 @@ class Placement:
         """Give back what is remembered for hosts and services that are no more."""
         for key in [k for k in self.state.room("shard") if k.partition("/")[2] not in hosts]:
             self.state.drop("shard", key)
+        for name in [name for name in self.state.room("owner") if name not in self.services]:
+            self.state.drop("owner", name)
         for key in [k for k in self.state.room("vip") if k.partition("/")[0] not in self.pools]:
             self.state.drop("vip", key)
         for network, pool in self.pools.items():
