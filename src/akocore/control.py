@@ -15,7 +15,7 @@ import orjson
 
 from akocore import status, status_gateway, status_l4
 from akocore.engines.agent.messages import Report
-from akocore.engines.envoy.process import EngineError
+from akocore.engines.envoy.process import EngineError, not_confined
 from akocore.kube.gateway_objects import ROUTE_KINDS
 from akocore.place.scale import FOLLOWS_OBJECTS
 
@@ -94,15 +94,19 @@ class Control:
         running, agents = serve.engines.running, serve.agents()
         items = status.service_engines(serve.reconciler, running, requests, agents)
         reports = serve.external.routers.reports() if serve.external is not None else {}
+        bounds = serve.engines.bounds
+        said = [one for one in (bounds.cut, not_confined(bounds)) if one]
         for item in items:
             name = item["metadata"]["name"]
             if serve.routes is not None:
                 item["status"]["routing"] = serve.routes.shown(name)
             if (report := reports.get(name)) is not None:
                 item["status"] |= _reported(report)
-            elif name in running and running[name].pid is not None:
-                with suppress(EngineError):
-                    item["status"]["overflows"] = await serve.engines.admin(name).overflows()
+            elif name in running:
+                item["status"] |= {"connectionLimit": bounds.connections, "bounds": said}
+                if running[name].pid is not None:
+                    with suppress(EngineError):
+                        item["status"]["overflows"] = await serve.engines.admin(name).overflows()
         return items
 
     async def _requests(self) -> dict[str, dict[str, int]]:
@@ -198,6 +202,8 @@ def _reported(report: Report) -> dict[str, Any]:
         "connections": report.connections,
         "cpu": report.cpu,
         "problems": list(report.problems),
+        "connectionLimit": report.connection_limit or None,
+        "bounds": list(report.bounds),
         **({"handover": _handover(report)} if report.ring else {}),
     }
 

@@ -56,7 +56,7 @@ async def world(controller: Controller) -> World:
     await controller.until_settled()
     engines: World = {}
     for name in await controller.engines():
-        engines[name] = await _envoy(controller.state / "engines" / f"{name}.sock")
+        engines[name] = await _envoy(controller.state / "engines" / name / "admin")
     raw = await asyncio.to_thread(controller.plane.kubectl, "get", _KINDS, "-A", "-o", "json")
     said = {
         f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}": _said(

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from akocore.kube.admission import CAPABILITIES
 from nodes.outside import CLIENT, Load, until
 from nodes.site import CHART, GROUP, HOME, L7, WHERE, Site
 
@@ -53,7 +54,7 @@ def test_pods_have_no_more_rights_than_they_need(site: Site) -> None:
     for pod in site.pods("service-engine"):
         (container,) = pod["spec"]["containers"]
         added = container["securityContext"]["capabilities"]["add"]
-        assert sorted(added) == ["NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"]
+        assert sorted(added) == sorted(CAPABILITIES)
         assert pod["spec"]["automountServiceAccountToken"] is False
     account = f"--as=system:serviceaccount:{HOME}:akocore"
     for verb, may in (("list", "no"), ("get", "yes")):

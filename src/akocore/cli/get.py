@@ -190,6 +190,8 @@ COLUMNS: dict[str, tuple[list[tuple[str, Cell]], list[tuple[str, Cell]]]] = {
             ("BFD", _sessions("bfd")),
             ("ADVERTISED", _advertised),
             ("ROUTING WHY", at("status.routing.why")),
+            ("MAX CONNECTIONS", at("status.connectionLimit")),
+            ("BOUNDS", lambda item: "; ".join(item["status"].get("bounds") or ())),
         ],
     ),
     "aviinfrasetting": (

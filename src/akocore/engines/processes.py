@@ -24,8 +24,10 @@ __all__ = [
 # Of capability.h, those that are asked for here.
 _CAPABILITIES = {
     0: "CHOWN",
+    5: "KILL",
     6: "SETGID",
     7: "SETUID",
+    8: "SETPCAP",
     10: "NET_BIND_SERVICE",
     12: "NET_ADMIN",
     13: "NET_RAW",

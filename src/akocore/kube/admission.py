@@ -13,8 +13,15 @@ from typing import Any, Final
 
 __all__ = ["CAPABILITIES", "admission_policy"]
 
-CAPABILITIES: Final = ("NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE")
-"""What the container of a Service Engine may add."""
+CAPABILITIES: Final = (
+    *("NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"),
+    *("CHOWN", "KILL", "SETGID", "SETUID"),
+)
+"""What the container of a Service Engine adds.
+
+The first three are FRR's and the agent's; with the others the agent makes Envoy another user, who
+has just NET_BIND_SERVICE, and ends it.
+"""
 
 _POD = "object.spec.template.spec"
 _MAIN = "variables.pod.containers[0]"

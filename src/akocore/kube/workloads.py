@@ -22,6 +22,7 @@ import orjson
 from msgspec import Struct
 
 from akocore.engines.handover.plan import PORT
+from akocore.kube.admission import CAPABILITIES
 from akocore.kube.api import ApiError, ApiServer
 from akocore.kube.authority import Authority, Pair, is_due
 from akocore.kube.mirrors import object_name
@@ -127,7 +128,7 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"]},
+            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "resources": {

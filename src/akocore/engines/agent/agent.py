@@ -34,7 +34,14 @@ from akocore.engines.agent.messages import (
     decode_order,
     encode,
 )
-from akocore.engines.envoy.process import Controllers, EngineError, EngineProcess, Engines, Envoy
+from akocore.engines.envoy.process import (
+    Controllers,
+    EngineError,
+    EngineProcess,
+    Engines,
+    Envoy,
+    not_confined,
+)
 from akocore.engines.frr.addresses import AddressError, Loopback
 from akocore.engines.frr.config import RouterConfig, VipState
 from akocore.engines.frr.observe import Observed
@@ -113,6 +120,7 @@ class Agent:
             controllers=settings.controllers,
             probe_s=settings.probe_s,
             source=settings.snat,
+            alone=True,
         )
         self._session: Session | None = None
         if frr is not None:
@@ -164,6 +172,7 @@ class Agent:
         process, me = self.process, self.settings
         connections, requests, cpu = self._load
         config = self._session.config if self._session is not None else None
+        bounds = self._engines.bounds
         return Report(
             name=me.name,
             group=me.group,
@@ -191,6 +200,8 @@ class Agent:
             flows=self._flows[0],
             handed=self._flows[1],
             ended=self._ended,
+            connection_limit=bounds.connections,
+            bounds=tuple(one for one in (bounds.cut, not_confined(bounds)) if one),
         )
 
     # ── life ────────────────────────────────────────────────────────────────────────────────

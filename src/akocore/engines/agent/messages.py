@@ -68,6 +68,8 @@ class Report(_Message, frozen=True):
     flows: int = 0
     handed: Counters | None = None
     ended: bool = False
+    connection_limit: int = 0  # of clients at once
+    bounds: tuple[str, ...] = ()  # why it is bounded otherwise than asked for, in words
 
 
 class HandOver(_Message, frozen=True):

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 __all__ = [
     "BACKEND_PREFIX",
+    "FILES_FULL",
     "HTTP_OPTIONS",
     "LARGEST_EXPRESSION",
     "OVERFLOW",
@@ -26,6 +27,9 @@ HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 XDS_CLUSTER = "xds"
 """The one static cluster: akocore itself."""
+
+FILES_FULL = 0.9
+"""A share of its open files from which on an Envoy takes no connection and no request more."""
 
 BACKEND_PREFIX = "b/"
 """Clusters of backends are named with it; they have no statistics (10,000 would be a million)."""
@@ -49,9 +53,10 @@ _COUNTED = (
 
 _UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
-_CONNECTION_LIMIT = (
-    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
-)
+_MONITORS = "envoy.extensions.resource_monitors"
+_HEAP = "envoy.resource_monitors.fixed_heap"
+_FILES = "envoy.resource_monitors.injected_resource"
+_SCALED = "envoy.config.overload.v3.ScaleTimersOverloadActionConfig"
 
 LARGEST_EXPRESSION = 5000
 """Instructions that an expression may have at most: the longest lists of names come to that.
@@ -189,8 +194,9 @@ def _alive(socket: Path) -> dict[str, Any]:
     return {
         "name": "alive",
         "stat_prefix": "admin.alive",
-        "address": {"pipe": {"path": str(socket), "mode": 0o600}},
+        "address": {"pipe": {"path": str(socket), "mode": 0o660}},
         "ignore_global_conn_limit": True,
+        "bypass_overload_manager": True,
         "filter_chains": [
             {
                 "filters": [
@@ -219,6 +225,72 @@ def _alive(socket: Path) -> dict[str, Any]:
     }
 
 
+def _monitor(name: str, kind: str, **config: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "typed_config": {"@type": _type(f"{_MONITORS}.{kind}"), **config},
+    }
+
+
+def _at(name: str, share: float) -> dict[str, Any]:
+    return {"name": name, "threshold": {"value": share}}
+
+
+def _overload(max_connections: int, heap: int, files: Path | None) -> dict[str, Any]:
+    """What it does when connections, memory or open files run out: it turns clients away.
+
+    Envoy's own advice for memory; ``files``: before there is none for a connection to an endpoint.
+    """
+    monitors = [
+        _monitor(
+            "envoy.resource_monitors.global_downstream_max_connections",
+            "downstream_connections.v3.DownstreamConnectionsConfig",
+            max_active_downstream_connections=max_connections,
+        )
+    ]
+    refused: list[dict[str, Any]] = []  # requests
+    actions: list[dict[str, Any]] = []
+    if heap:
+        monitors.append(
+            _monitor(_HEAP, "fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=str(heap))
+        )
+        refused.append(_at(_HEAP, 0.98))
+        idle = {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "2s"}
+        shorter = {"scaling_threshold": 0.85, "saturation_threshold": 0.95}
+        actions += [
+            {"name": "envoy.overload_actions.shrink_heap", "triggers": [_at(_HEAP, 0.95)]},
+            {
+                "name": "envoy.overload_actions.reduce_timeouts",
+                "triggers": [{"name": _HEAP, "scaled": shorter}],
+                "typed_config": {"@type": _type(_SCALED), "timer_scale_factors": [idle]},
+            },
+            {
+                "name": "envoy.overload_actions.stop_accepting_connections",
+                "triggers": [_at(_HEAP, 0.98)],
+            },
+        ]
+    out: dict[str, Any] = {"resource_monitors": monitors}
+    if files is not None:
+        monitors.append(
+            _monitor(_FILES, "injected_resource.v3.InjectedResourceConfig", filename=f"./{files}")
+        )
+        refused.append(_at(_FILES, FILES_FULL))
+        out["refresh_interval"] = "0.25s"
+        out["loadshed_points"] = [
+            {"name": f"envoy.load_shed_points.{point}", "triggers": [_at(_FILES, FILES_FULL)]}
+            for point in (
+                "tcp_listener_accept",
+                "connection_pool_new_connection",
+                "tcp_proxy_upstream_connect",
+            )
+        ]
+    if refused:
+        actions.append(
+            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": refused}
+        )
+    return out | {"actions": actions}
+
+
 def bootstrap(
     name: str,
     group: str,
@@ -231,6 +303,8 @@ def bootstrap(
     reconnect_max_ms: int = 1000,
     alive: Path | None = None,
     source: str = "",
+    heap: int = 0,
+    files: Path | None = None,
 ) -> bytes:
     """The bootstrap of Service Engine ``name`` as JSON; equal arguments give equal bytes.
 
@@ -240,6 +314,8 @@ def bootstrap(
     are several.  A remote controller that answers no ping for some seconds is away.
     ``alive``: a socket at which its workers answer every request, as those of clients.
     ``source``: the address that backends are asked from; "": the one on the way to them.
+    ``heap``: bytes that its memory may have; 0: no limit.  ``files``: has the share of the open
+    files that it may have, and is replaced when that changes; it must be there.
     """
     ads: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
     http2: dict[str, Any] = {
@@ -303,17 +379,7 @@ def bootstrap(
                 "inclusion_list": {"patterns": [{"prefix": prefix} for prefix in _COUNTED]}
             },
         },
-        "overload_manager": {
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": {
-                        "@type": _type(_CONNECTION_LIMIT),
-                        "max_active_downstream_connections": max_connections,
-                    },
-                }
-            ]
-        },
+        "overload_manager": _overload(max_connections, heap, files),
     }
     if source:
         start["cluster_manager"] = {"upstream_bind_config": _from(source)}
@@ -324,5 +390,5 @@ def bootstrap(
         start["admin"] = {"address": _address(admin)}
         start["stats_flush_on_admin"] = True
         if isinstance(admin, Path):
-            start["admin"]["address"]["pipe"]["mode"] = 0o600
+            start["admin"]["address"]["pipe"]["mode"] = 0o660
     return orjson.dumps(start, option=orjson.OPT_SORT_KEYS)

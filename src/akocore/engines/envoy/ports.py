@@ -68,8 +68,9 @@ def _problem(address: str, port: int, own: Collection[int]) -> str:
             return f"{address}:{port} can't be listened on: {err.strerror}."
         taken = True
     inodes = _listening_inodes(address, port)
-    holders = [pid for pid in _holders(inodes) if pid not in own] if inodes else []
-    if not taken and not holders:
+    found = _holders(inodes) if inodes else []
+    holders = [pid for pid in found if pid not in own]
+    if not holders and (found or not taken):  # ours may be another user's
         return ""
     who = ", ".join(f"{_command_name(pid)} (pid {pid})" for pid in holders)
     return (

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from errno import EACCES
 from pathlib import Path
 
 import msgspec
@@ -35,8 +36,18 @@ from akocore.engines.children import (
 )
 from akocore.engines.envoy.admin import Admin, EngineError
 from akocore.engines.envoy.bootstrap import Tls, bootstrap, secrets
+from akocore.engines.envoy.files import FILES, tell_files
 from akocore.engines.envoy.ports import migrate_requests
 from akocore.engines.envoy.probe import Probe
+from akocore.engines.envoy.room import Room, here
+from akocore.engines.envoy.user import (
+    Handed,
+    command_as,
+    find_user,
+    give_directory,
+    give_socket,
+    user_of,
+)
 from akocore.engines.processes import (
     arguments,
     boot_id,
@@ -49,6 +60,7 @@ from akocore.engines.processes import (
 
 __all__ = [
     "SUPPORTED_ENVOY",
+    "Bounds",
     "Controllers",
     "EngineError",
     "EngineProcess",
@@ -56,6 +68,7 @@ __all__ = [
     "Envoy",
     "find_envoy",
     "may_name",
+    "not_confined",
 ]
 
 SUPPORTED_ENVOY = "1.40"
@@ -63,7 +76,10 @@ SUPPORTED_ENVOY = "1.40"
 
 _READY_WITHIN_S = 5.0
 _CONFIG = ".bootstrap.json"
-_ALIVE = ".alive"
+# In a directory of each engine's own, where it runs:
+_ADMIN, _ALIVE = "admin", "alive"
+_LOOK_S = 0.25
+_TLS = "tls"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MARK = "--disable-hot-restart"  # with -c in our directory: an Envoy that we started
 _KEPT_ENV = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -93,6 +109,20 @@ class EngineProcess(Struct, frozen=True, kw_only=True):
     last_exit: str = ""  # "SIGKILL; <last log line>", "exit code 1; ...", "can't start: ..."
     adopted: bool = False  # found running, not started by this akocore
     hangs: bool = False  # it is there and answers nobody; only of those that are probed
+
+
+class Bounds(Struct, frozen=True, kw_only=True):
+    """What Service Engines here may do.  ``cut``, ``why_ours``: "" where all is as wanted."""
+
+    connections: int  # of clients at once, each of them
+    cut: str  # why that is fewer than asked for
+    user: str  # whom they run as; "": whoever we are
+    why_ours: str
+
+
+def not_confined(bounds: Bounds) -> str:
+    """That Envoys run as we do, and why; "": they don't."""
+    return f"its Envoy has our user: {bounds.why_ours}" if bounds.why_ours else ""
 
 
 class Controllers(Struct, frozen=True):
@@ -197,6 +227,7 @@ class _Slot:
         self.record = EngineProcess(group=group, pid=None, started=0.0)
         self.probe: Probe | None = None
         self.probing: asyncio.Task[None] | None = None
+        self.told = -1.0  # the share of its open files that it was told of
 
 
 class Engines:
@@ -207,6 +238,8 @@ class Engines:
     ``controllers``: these, where they are not behind ``xds_socket``.  ``probe_s``: an
     Envoy that doesn't answer for so long hangs (`EngineProcess.hangs`); 0: nobody looks.
     ``source``: the address that backends are asked from; "": the one on the way to them.
+    ``alone``: nobody else but we need the memory here; ``room``: what there is, if it is known.
+    Where we are root, they are another user, who may listen at low ports and no more (`bounds`).
     """
 
     speaks_bgp = False
@@ -227,7 +260,14 @@ class Engines:
         controllers: Controllers | None = None,
         probe_s: float = 0.0,
         source: str = "",
+        alone: bool = False,
+        room: Room | None = None,
     ) -> None:
+        room = here() if room is None else room
+        self._connections = room.connections(max_connections)
+        self._cut = room.cut(max_connections)
+        self._heap = room.heap(alone=alone)
+        self._user, self._why_no_user = find_user(run_dir.absolute())
         self._source = source
         self._controllers = controllers
         self._probe_s = probe_s
@@ -235,7 +275,6 @@ class Engines:
         self._envoy = envoy
         self._xds_socket = xds_socket.absolute()
         self._concurrency = concurrency
-        self._max_connections = max_connections
         self.drain_s = drain_s
         self._kill_after_s = kill_after_s
         self._log_level = log_level
@@ -244,15 +283,27 @@ class Engines:
         self._slots: dict[str, _Slot] = {}
         self._lock = -1
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._handed: Handed | None = None
 
     @property
     def running(self) -> dict[str, EngineProcess]:
         """Every Service Engine that is watched, by name: also one that is down for now."""
         return {name: slot.record for name, slot in sorted(self._slots.items())}
 
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(
+            connections=self._connections,
+            cut=self._cut,
+            user="" if self._user is None else self._user.name,
+            why_ours=self._why_no_user,
+        )
+
     def admin(self, name: str, timeout_s: float = 2.0) -> Admin:
         """The admin interface of Service Engine ``name``."""
-        return Admin(self._file(name, ".sock"), timeout_s)
+        older = self._file(name, ".sock")  # where akocore before 0.2 had it
+        return Admin(older if older.exists() else self._own(name) / _ADMIN, timeout_s)
 
     def open(self) -> None:
         """Take the directory and find what runs in it.  `ensure` does it when needed.
@@ -264,6 +315,17 @@ class Engines:
         self._lock = take(self._dir, "the Service Engines", EngineError)
         migrate_requests()
         self._find()
+        self._keep_user()
+        if self._cut:
+            _log.warning("event=connections_cut why=%r", self._cut)
+        if self._user is None:
+            _log.warning("event=envoy_has_our_user why=%r", self._why_no_user)
+        else:
+            self._dir.chmod(0o711)
+            if self._controllers is not None:
+                tls = self._controllers.tls
+                files = (tls.certificate, tls.key, tls.ca)
+                self._handed = Handed(self._dir / _TLS, self._user, files)
 
     async def ensure(self, group: str, names: Iterable[str]) -> None:
         """Have Service Engines ``names`` of ``group`` running; adopt those that already do.
@@ -315,6 +377,8 @@ class Engines:
         """Stop every Service Engine and give the directory back."""
         self.open()
         await self.stop(list(self._slots), grace_s)
+        if self._xds_link != self._xds_socket:
+            self._xds_link.unlink(missing_ok=True)
         self.release_all()
 
     def release_all(self) -> None:
@@ -323,7 +387,11 @@ class Engines:
             if slot.timer is not None:
                 slot.timer.cancel()
             self._unwatch(slot)
+            self._tell_files(slot, 0.0)  # nobody could say that there are some again
         self._slots.clear()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -333,33 +401,59 @@ class Engines:
     def _file(self, name: str, suffix: str) -> Path:
         return self._dir / f"{name}{suffix}"
 
+    def _own(self, name: str) -> Path:
+        """The directory that an engine runs in, and the one that it may write to."""
+        return self._dir / name
+
+    @property
+    def _xds_link(self) -> Path:
+        """Where engines find ``xds_socket``: other users may not get to where that is."""
+        return self._dir / self._xds_socket.name
+
     def _forget(self, name: str) -> None:
-        for suffix in (".pid", _CONFIG, ".sock", _ALIVE):
+        for suffix in (".pid", _CONFIG, ".sock", ".alive"):
             self._file(name, suffix).unlink(missing_ok=True)
+        shutil.rmtree(self._own(name), ignore_errors=True)
+
+    def _tls(self) -> Tls | None:
+        """The files as an engine sees them, from its own directory."""
+        if self._controllers is None or self._handed is None:
+            return None if self._controllers is None else self._controllers.tls
+        tls, at = self._controllers.tls, Path("..") / _TLS
+        names = [
+            at / Handed.name(i, file) for i, file in enumerate((tls.certificate, tls.key, tls.ca))
+        ]
+        return Tls(certificate=names[0], key=names[1], ca=names[2], names=tls.names, secrets=at)
 
     def _bootstrap(self, name: str, group: str) -> bytes:
         at = self._controllers
         return bootstrap(
             name,
             group,
-            self._xds_socket if at is None else at.places,
-            self._file(name, ".sock"),
-            tls=None if at is None else at.tls,
-            max_connections=self._max_connections,
-            alive=self._file(name, _ALIVE) if self._probe_s else None,
+            self._seen_xds() if at is None else at.places,
+            Path(_ADMIN),
+            tls=self._tls(),
+            max_connections=self._connections,
+            alive=Path(_ALIVE) if self._probe_s else None,
             source=self._source,
+            heap=self._heap,
+            files=Path(FILES),
         )
+
+    def _seen_xds(self) -> Path:
+        return self._xds_socket if self._user is None else Path("..") / self._xds_link.name
 
     def _command(self, name: str) -> list[str]:
         # Without hot restart there is no shared memory, so no base id that could clash.
         return [
-            *(str(self._envoy.path), "-c", str(self._file(name, _CONFIG)), _MARK),
+            *(str(self._envoy.path), "-c", f"../{name}{_CONFIG}", _MARK),
             *("--concurrency", str(self._concurrency), "--log-level", self._log_level),
             *("--drain-time-s", str(self.drain_s), "--drain-strategy", "immediate"),
         ]
 
     def _digest(self, name: str, group: str) -> str:
-        parts = [self._envoy.version, *self._within(name), *self._command(name)[1:]]
+        who = "" if self._user is None else f"{self._user.uid}:{self._user.gid}"
+        parts = [self._envoy.version, who, *self._within(name), *self._command(name)[1:]]
         return hashlib.sha256(
             "\0".join(parts).encode() + b"\0" + self._bootstrap(name, group)
         ).hexdigest()
@@ -379,13 +473,9 @@ class Engines:
         ours = {slot.record.pid for slot in self._slots.values()}
         for pid in pids():
             # Started, but its akocore was killed before it could write that down.
-            argv = arguments(pid)
-            if argv[1:2] != ["-c"] or _MARK not in argv or pid in ours:
+            if pid in ours or (name := self._name_of(pid)) is None:
                 continue
-            config = Path(argv[2])
-            name = config.name.removesuffix(_CONFIG)
-            ticks = start_ticks(pid)
-            if config != self._file(name, _CONFIG) or ticks is None:
+            if (ticks := start_ticks(pid)) is None:
                 continue
             if name in self._slots:
                 with contextlib.suppress(ProcessLookupError):
@@ -396,6 +486,31 @@ class Engines:
             name = file.name.removesuffix(_CONFIG)
             if name not in self._slots:
                 self._forget(name)
+
+    def _name_of(self, pid: int) -> str | None:
+        """Of an engine of this directory that process ``pid`` is, or is about to become."""
+        argv = arguments(pid)
+        if _MARK not in argv or "-c" not in argv:
+            return None
+        at = argv.index("-c")
+        config = Path(argv[at + 1])
+        name = config.name.removesuffix(_CONFIG)
+        if config == self._file(name, _CONFIG):
+            return name
+        try:
+            own = Path(argv[at - 5] if at > 1 else f"/proc/{pid}/cwd")
+            return name if own.samefile(self._own(name)) else None
+        except OSError:
+            return None
+
+    def _keep_user(self) -> None:
+        """Two users can't share an address and port: who is there decides, till none is."""
+        for name, slot in self._slots.items():
+            with contextlib.suppress(OSError):
+                uid = user_of(slot.record.pid or 0)
+                if self._user is not None and uid != self._user.uid:
+                    why = f"{name}, which is running, is of user {uid}: end all, to change that"
+                    self._user, self._why_no_user = None, why
 
     def _adopt(self, name: str, known: _PidFile) -> bool:
         if (pidfd := hold(known.pid, known.ticks)) < 0:
@@ -447,25 +562,69 @@ class Engines:
 
     def _spawn(self, slot: _Slot) -> int:
         name, group = slot.name, slot.record.group
-        admin_socket = self._file(name, ".sock")
-        alive = self._file(name, _ALIVE)
+        own = self._own(name)
         try:
-            for path in (admin_socket, alive, self._xds_socket):
+            for path in (own / _ADMIN, own / _ALIVE, self._xds_socket):
                 check_socket_path(path, EngineError)
         except EngineError:
             del self._slots[name]
             raise
-        admin_socket.unlink(missing_ok=True)
-        alive.unlink(missing_ok=True)
-        if self._controllers is not None:
-            for path, text in secrets(self._controllers.tls, self._controllers.places).items():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._write(path, text)
+        give_directory(own, self._user)
+        for socket in (_ADMIN, _ALIVE):
+            (own / socket).unlink(missing_ok=True)
+        self._give()
+        slot.told = -1.0
+        self._tell_files(slot, 0.0)
         slot.digest = self._digest(name, group)
         self._write(self._file(name, _CONFIG), self._bootstrap(name, group))
-        command = [*self._within(name), *self._command(name)]
+        if not os.access(self._envoy.path, os.X_OK):
+            self._envoy.path.stat()
+            raise PermissionError(EACCES, os.strerror(EACCES), str(self._envoy.path))
+        command = [*self._within(name), *command_as(self._user, own, self._command(name))]
         pid, slot.log_offset = spawn(command, _environment(), self._file(name, ".log"))
         return pid
+
+    def _give(self) -> None:
+        """What engines ask controllers with: our socket, or our certificate.  Raises `OSError`."""
+        if self._controllers is None:
+            if self._user is not None:
+                give_socket(self._xds_socket, self._xds_link, self._user)
+            return
+        tls = self._tls()
+        assert tls is not None
+        for path, text in secrets(tls, self._controllers.places).items():
+            if self._handed is not None:
+                self._handed.write(path.name, text)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._write(path, text)
+        if self._handed is not None:
+            self._handed.refresh()
+
+    def _look(self) -> None:
+        """Now and then: what engines can't see for themselves."""
+        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        for slot in self._slots.values():
+            if slot.record.pid is not None:
+                self._tell_files(slot, tell_files(slot.record.pid))
+        try:
+            if self._handed is not None:
+                self._handed.refresh()
+            elif self._user is not None and self._controllers is None:
+                give_socket(self._xds_socket, self._xds_link, self._user)
+        except OSError as err:
+            _log.warning("event=not_given file=%s why=%r", err.filename, err.strerror)
+
+    def _tell_files(self, slot: _Slot, share: float) -> None:
+        """Tell an engine how much of its open files it has; not of each that comes or goes."""
+        if share == slot.told:
+            return
+        with contextlib.suppress(OSError):
+            part = self._file(slot.name, ".files")
+            part.write_text(f"{share}")
+            part.chmod(0o644)
+            part.replace(self._own(slot.name) / FILES)
+            slot.told = share
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
@@ -477,10 +636,12 @@ class Engines:
         slot.pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(pidfd, self._exited, slot)
+        if self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
         if self._probe_s:
             slot.record = msgspec.structs.replace(slot.record, hangs=True)  # till it answers
             slot.probe = Probe(
-                self._file(slot.name, _ALIVE),
+                self._own(slot.name) / _ALIVE,
                 lambda: self._answered(slot),
                 within_s=self._probe_s,
                 stopped=lambda: slot.record.pid is not None and is_stopped(slot.record.pid),
