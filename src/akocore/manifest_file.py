@@ -4,12 +4,16 @@ YAML goes through libyaml's composer and straight from its nodes to plain values
 differences from `yaml.safe_load` that make it read as ``kubectl`` does: timestamps and
 base-60 numbers stay strings, and the keys of a mapping are always strings.  JSON, also in a
 ``.yaml`` file, goes through orjson.  Lines are looked up on the way to a refusal only.
+
+What a file may cost has bounds (`Bounds`), and a big one is read with pauses, so that other threads
+have their turn.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +31,22 @@ if TYPE_CHECKING:
 else:
     _Base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml: slow, but the same
 
-__all__ = ["Document", "Reading", "read"]
+__all__ = ["BOUNDS", "Bounds", "Document", "Reading", "duplicate", "read", "too_large"]
+
+
+class Bounds(Struct, frozen=True):
+    """What one file may have at most.
+
+    ``added``: values that it has more of when all aliases are written out.
+    """
+
+    size_bytes: int = 64 << 20
+    documents: int = 100_000
+    depth: int = 200
+    added: int = 20_000
+
+
+BOUNDS: Final = Bounds()
 
 
 class Document(Struct, frozen=True):
@@ -47,14 +66,16 @@ class Reading(Struct, frozen=True):
     partial: bool = False
 
 
-def read(data: bytes, name: str) -> Reading:
+def read(data: bytes, name: str, bounds: Bounds = BOUNDS) -> Reading:
     """The documents of the file ``name`` (relative path).  Cost: the file; never raises for it."""
+    if len(data) > bounds.size_bytes:
+        return too_large(name, len(data), bounds)
     documents: list[Document] = []
     refusals: list[Refusal] = []
     partial = False
     seen: dict[str, _Place] = {}
     try:
-        for raw, where in _objects(data, name):
+        for raw, where in _objects(data, name, bounds):
             found = _object(raw, where, name)
             if found is None:
                 continue
@@ -76,6 +97,17 @@ def read(data: bytes, name: str) -> Reading:
         )
         return Reading(refusals=(refusal,), partial=True)
     return Reading(tuple(documents), tuple(refusals), partial)
+
+
+def too_large(name: str, size_bytes: int, bounds: Bounds = BOUNDS) -> Reading:
+    """What is said of a file of so many bytes, which nobody reads."""
+    refusal = Refusal(
+        object=f"File/{name}",
+        field="",
+        reason="TooLarge",
+        remedy=f"It has {size_bytes} bytes, and {bounds.size_bytes} are read. Divide it.",
+    )
+    return Reading(refusals=(refusal,), partial=True)
 
 
 def duplicate(id_: str, first: str, line: int) -> Refusal:
@@ -149,7 +181,7 @@ def _object(raw: Any, where: _Place, file: str) -> Document | Refusal | None:
         return Document(id_, decode(document, struct), where.first)
     except msgspec.ValidationError as err:
         try:  # as the API server: null is the same as absent
-            return Document(id_, decode(_without_nulls(document), struct), where.first)
+            return Document(id_, decode(_without_nulls(document, {}), struct), where.first)
         except msgspec.ValidationError:
             path, remedy = _explain(str(err), raw)
             return no(path, "InvalidField", remedy, id_)
@@ -168,10 +200,19 @@ def _other_version(version: str, kind: str) -> type[Object] | None:
     return None
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: Any, made: dict[int, Any]) -> Any:
+    """``made``: by id of what is shared, as of `_value`."""
+    if not isinstance(value, dict | list):
+        return value
+    if (found := made.get(id(value))) is not None:
+        return found
+    out: Any
     if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+        out = {k: _without_nulls(v, made) for k, v in value.items() if v is not None}
+    else:
+        out = [_without_nulls(v, made) for v in value]
+    made[id(value)] = out
+    return out
 
 
 _MESSAGE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$(.*)`)?", re.DOTALL)
@@ -272,9 +313,9 @@ def _walk(node: yaml.Node, path: tuple[str | int, ...]) -> tuple[yaml.Node, int]
     return node, line
 
 
-def _objects(data: bytes, name: str) -> Iterator[tuple[Any, _Place]]:
+def _objects(data: bytes, name: str, bounds: Bounds) -> Iterator[tuple[Any, _Place]]:
     """Every object of a file, Lists unrolled."""
-    for raw, where in _documents(data, name):
+    for raw, where in _documents(data, name, bounds):
         items = raw.get("items") if isinstance(raw, dict) else None
         if isinstance(items, list) and str(raw.get("kind")).endswith("List"):
             for i, item in enumerate(items):
@@ -296,7 +337,7 @@ _NAMED: Final = re.compile(r"(alias|anchor|tag handle) (?:'[^']*'|\"[^\"]*\")")
 _SEPARATOR: Final = re.compile(rb"^---(?=\s|\Z)", re.MULTILINE)
 
 
-def _documents(data: bytes, name: str) -> Iterator[tuple[Any, _Place]]:
+def _documents(data: bytes, name: str, bounds: Bounds = BOUNDS) -> Iterator[tuple[Any, _Place]]:
     """Every document of a file as a plain value; empty ones skipped."""
     data = data.removeprefix(codecs.BOM_UTF8)
     if name.endswith(".json"):
@@ -317,7 +358,16 @@ def _documents(data: bytes, name: str) -> Iterator[tuple[Any, _Place]]:
             yield from ((v, _Place(None, data, i)) for i, v in enumerate(values))
             return
     try:
-        for node in _nodes(data):
+        left = bounds.added if b"*" in data and b"&" in data else None
+        for count, node in enumerate(_nodes(data)):
+            if count >= bounds.documents:
+                raise _SyntaxError(
+                    "TooLarge",
+                    f"It has more than {bounds.documents} documents. Divide it.",
+                    node.start_mark.line + 1,
+                )
+            if left is not None:
+                left = _bounded(node, bounds, left)
             if not _is_empty(node):
                 yield _value(node, {}), _Place(node)
     except yaml.MarkedYAMLError as err:
@@ -352,14 +402,71 @@ class _Loader(_Base):
     def ascend_resolver(self) -> None: ...
 
 
+class _Slowly:
+    """Bytes as a stream that lets other threads run: a parser in C does not, by itself."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def read(self, length: int = 0, /) -> bytes:
+        if self._at:
+            time.sleep(0)
+        part = self._data[self._at : self._at + length]
+        self._at += length
+        return part
+
+
 def _nodes(data: bytes) -> Iterator[yaml.Node]:
-    loader = _Loader(data)
+    loader = _Loader(_Slowly(data))
     try:
         while loader.check_node():
             if (node := loader.get_node()) is not None:
                 yield node
     finally:
         loader.dispose()
+
+
+def _bounded(node: yaml.Node, bounds: Bounds, left: int) -> int:
+    """How many values a document leaves to the aliases of the next.  Cost: what is written."""
+    made: dict[int, tuple[int, int]] = {}  # by id: how many values are in it, and how deep
+    written = 0
+
+    def measure(at: yaml.Node, above: int) -> tuple[int, int]:
+        nonlocal written
+        if isinstance(at, yaml.ScalarNode):
+            written += 1
+            return 1, 1
+        if (known := made.get(id(at))) is not None:
+            return known
+        if above >= bounds.depth:
+            raise _deep(at, bounds)
+        written += 1
+        made[id(at)] = (1, 1)  # an alias of itself: `_value` says so
+        size, depth = 1, 1
+        parts = (
+            at.value if isinstance(at, yaml.SequenceNode) else [n for two in at.value for n in two]
+        )
+        for part in parts:
+            inner, down = measure(part, above + 1)
+            size, depth = size + inner, max(depth, down + 1)
+        if above + depth > bounds.depth:
+            raise _deep(at, bounds)
+        made[id(at)] = (size, depth)
+        return size, depth
+
+    size, _ = measure(node, 0)
+    if size - written > left:
+        raise _SyntaxError(
+            "TooLarge",
+            f"Its aliases stand for more than {bounds.added} values. Write out fewer.",
+            node.start_mark.line + 1,
+        )
+    return left - (size - written)
+
+
+def _deep(node: yaml.Node, bounds: Bounds) -> _SyntaxError:
+    remedy = f"Its values are nested more than {bounds.depth} deep. Write it flatter."
+    return _SyntaxError("TooLarge", remedy, node.start_mark.line + 1)
 
 
 def _is_empty(node: yaml.Node) -> bool:

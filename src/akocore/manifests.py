@@ -35,7 +35,7 @@ from akocore.big_files import BigFiles
 from akocore.faults import INTERNAL_ERROR
 from akocore.file_events import FileEvents, walk
 from akocore.kube.objects import Batch, Change, Object, Secret
-from akocore.manifest_file import Reading, duplicate, read
+from akocore.manifest_file import BOUNDS, Reading, duplicate, read, too_large
 from akocore.model import Refusal
 
 log = logging.getLogger(__name__)
@@ -244,8 +244,13 @@ class ManifestDirectory:
         for path in sorted(paths, key=_natural):
             old = self._files.get(path)
             try:
-                if not stat.S_ISREG(os.stat(root + path).st_mode):
+                found = os.stat(root + path)
+                if not stat.S_ISREG(found.st_mode):
                     raise FileNotFoundError
+                if found.st_size > BOUNDS.size_bytes:
+                    digest = hash((found.st_size, found.st_mtime_ns))
+                    looks.append(_Look(path, too_large(path, found.st_size), digest))
+                    continue
                 with open(root + path, "rb", buffering=0) as file:
                     data = file.read()
             except (FileNotFoundError, NotADirectoryError):

@@ -6,6 +6,7 @@ import datetime
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from akocore.kube.objects import AviInfraSetting, Ingress, Service
-from akocore.manifest_file import _documents, read
+from akocore.manifest_file import Bounds, _documents, _nodes, _without_nulls, read
 from akocore.model import Refusal
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.manifest"))
@@ -137,9 +138,60 @@ def test_without_libyaml_it_is_slower_and_the_same() -> None:
     assert run.stdout.strip() == "[{'a': 1, 'b': '2026-01-01'}, ['x', True]]"
 
 
-def test_a_million_laughs_cost_nothing() -> None:
-    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
-    assert isinstance(value("\n".join(lines)), dict)
+ALIASES = "a: &a [x, x, x]\nb: [*a, *a]\nc: {d: *a}\n"  # three more of four values each
+
+
+def test_values_that_aliases_stand_for_are_bounded() -> None:
+    said = read(ALIASES.encode(), "a.yaml", Bounds(added=11))
+    (no,) = said.refusals
+    assert (no.object, no.reason, no.line, said.partial) == ("File/a.yaml", "TooLarge", 1, True)
+    assert "more than 11 values" in no.remedy
+    said = read(ALIASES.encode(), "a.yaml", Bounds(added=12))
+    assert [r.reason for r in said.refusals] == ["InvalidField"]  # it is no object: all was read
+    two = f"{ALIASES}---\n{ALIASES}"  # of the file, not of a document
+    (no,) = read(two.encode(), "a.yaml", Bounds(added=23)).refusals
+    assert (no.reason, no.line) == ("TooLarge", 5)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        (Bounds(size_bytes=20), "and 20 are read"),
+        (Bounds(documents=1), "more than 1 documents"),
+        (Bounds(depth=2), "nested more than 2 deep"),
+    ],
+    ids=["bytes", "documents", "depth"],
+)
+def test_what_a_file_may_cost_is_bounded(bounds: Bounds, words: str) -> None:
+    text = "a: &a b\nc: *a\nd: [[e]]\n---\na: b\n"
+    said = read(text.encode(), "a.yaml", bounds)
+    assert said.partial
+    assert said.refusals[-1].reason == "TooLarge"
+    assert words in said.refusals[-1].remedy
+
+
+def test_what_is_shared_stays_shared_while_nulls_are_taken_out() -> None:
+    shared = {"a": None, "b": [1, None]}
+    found = _without_nulls({"x": shared, "y": [shared, shared]}, {})
+    assert found == {"x": {"b": [1, None]}, "y": [{"b": [1, None]}] * 2}
+    assert found["x"] is found["y"][0] is found["y"][1]
+
+
+def test_other_threads_have_their_turn_while_a_big_document_is_parsed() -> None:
+    lines = b"".join(b"k%d: {a: [b, c], d: e}\n" % i for i in range(40_000))
+    turns, done = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal turns
+        while not done.wait(0.001):
+            turns += 1
+
+    other = threading.Thread(target=count)
+    other.start()
+    list(_nodes(lines))
+    done.set()
+    other.join()
+    assert turns >= 10  # a parser in C that never stops leaves it one or two
 
 
 @pytest.mark.parametrize(
