@@ -525,6 +525,7 @@ class GatewayApi:
         del self.owners[state.vs]
         close(self._placement.services[state.vs])
         state.vs = ""
+        self._hosts_due.update((key, *at) for at in state.first)
 
     def give_up(self, vs: str, close: Callable[[VirtualService], None]) -> None:
         """A virtual service can't be called as it is: its Gateway is served anew."""
@@ -732,6 +733,7 @@ class GatewayApi:
         view = state.listeners.get(listener) if state is not None else None
         if state is None or not state.vs or view is None or view.protocol not in _HTTP:
             self._faults.over(("too large", gateway, listener, name))
+            self._of_no_kind(state, listener, name)
             return  # what it had is gone with its listener
         service = self._placement.services[state.vs]
         at = HostAt(view.port, chain_of(view), name)
@@ -741,6 +743,7 @@ class GatewayApi:
                 ordered = self._of_one_kind(state, listener, name, speaking)
                 self._place_host(service, state, listener, at, ordered)
                 return
+        self._of_no_kind(state, listener, name)
         self._realiser.place_host(service, listener, at, None)
         self._faults.over(("too large", gateway, listener, name))
         if self._faults:
@@ -792,6 +795,13 @@ class GatewayApi:
             self.touched.update(speaking)
             self._counts_due.update(speaking)
         return [one for one in ordered if one[0] == ordered[0][0]]
+
+    def _of_no_kind(self, state: GatewayState | None, listener: ListenerId, name: str) -> None:
+        """A host is not served, so no route came first."""
+        if state is not None and state.first.pop((listener, name), None) is not None:
+            speaking = state.on.get(listener, {}).get(name, set())
+            self.touched.update(speaking)
+            self._counts_due.update(speaking)
 
     def loses_to(self, route: RouteState, attached: Attached) -> str | None:
         """The route of the other kind that has all hosts of an attachment, or one of these."""

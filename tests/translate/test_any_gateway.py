@@ -285,3 +285,28 @@ def test_any_history_ends_as_a_clean_boot_does(
         assert not lived.gateway_api.routes
         assert not lived.gateway_api.named
         assert not any(_published(lived).values())
+
+
+def test_routes_of_two_kinds_no_longer_compete_when_their_gateway_is_served_no_more(
+    tmp_path: Path,
+) -> None:
+    listener = {"name": "l0", "protocol": "HTTP", "port": 80, **_ALL}
+    spec = {"gatewayClassName": "ours", "listeners": [listener]}
+    gateway = _manifest("Gateway", "h", spec)
+    to: Manifest = {
+        "parentRefs": [{"name": "h"}],
+        "rules": [{"backendRefs": [{"name": "x", "port": 80}]}],
+    }
+    routes = [_manifest("GRPCRoute", "r", to), _manifest("HTTPRoute", "r", to)]
+    ref = {"group": "ako.vmware.com", "kind": "AviInfraSetting", "name": "gone"}
+    spec = {"controllerName": "ako.vmware.com/avi-lb", "parametersRef": ref}
+    refused = _manifest("GatewayClass", "ours", spec)
+    changes = [_change(one, False) for one in (*FIRST, gateway, *routes, refused)]
+    lived, booted = _boot(tmp_path / "lived"), _boot(tmp_path / "booted")
+    for one in changes[:-1]:
+        lived.apply([one])
+    assert [r.reason for r in refusals(lived, "HTTPRoute", "d/r") or ()] == ["HostnameConflict"]
+    lived.apply(changes[-1:])
+    booted.apply(list({(one.kind, one.key): one for one in changes}.values()))
+    assert _world(lived)["said"] == _world(booted)["said"]
+    assert not refusals(lived, "HTTPRoute", "d/r")
