@@ -41,13 +41,13 @@ from akocore.engines.envoy.resources import (
 from akocore.faults import Faults
 from akocore.index import Index, Users
 from akocore.kube.objects import Secret
+from akocore.members import Parts
 from akocore.model import HostModel
 from akocore.place.virtual_services import Home, Placed, Placement, VirtualService
 from akocore.realise_gateway import GatewayRealiser
 from akocore.realise_l4 import L4Realiser, Published
 from akocore.store import Store
 from akocore.translate.classes import Listener
-from akocore.translate.endpoints import plain_address
 from akocore.translate.ingress import ANY_HOST
 from akocore.translate.services import proxy_protocol
 from akocore.translate.tls import Certificate, CertificateProblem, certificate
@@ -98,6 +98,7 @@ class Realiser:
         self.now = now
         self.port_offset = port_offset
         self._up: set[str] = set()  # backends that have a server
+        self._parts = Parts()
         self._backends = Index()  # Service → its ports that somebody needs
         self._groups = Index()  # Service port → groups that have it
         self._users: Users[tuple[str, str]] = Users()  # (Service port, group) → virtual services
@@ -208,6 +209,7 @@ class Realiser:
                 if _service_of(backend)[2] == "UDP":
                     self._drop(group, EDS, cluster_name(backend))
                 if not self._groups.get(backend):
+                    self._parts.forget(backend)
                     self._up.discard(backend)
                     self._backends.discard(_service_of(backend)[0], backend)
 
@@ -279,31 +281,12 @@ class Realiser:
         )
         if port is None:
             return []
-        ready: set[tuple[str, int]] = set()
-        terminating: set[tuple[str, int]] = set()
-        for slice_ in self.store.slices(key):
-            if slice_.address_type == "FQDN":
-                continue
-            at = next(
-                (
-                    p.port
-                    for p in slice_.ports or ()
-                    if (p.name or "") == port.name and p.port and (p.protocol or "TCP") == protocol
-                ),
-                None,
-            )
-            if at is None:
-                continue
-            left_out = self.left_out.of_slice(slice_.metadata.key)
-            for endpoint in slice_.endpoints or ():
-                if not endpoint.addresses or endpoint.addresses[0] in left_out:
-                    continue
-                conditions = endpoint.conditions
-                if conditions.ready is not False and not conditions.terminating:
-                    ready.add((plain_address(endpoint.addresses[0]), at))
-                elif conditions.terminating and conditions.serving is not False:
-                    terminating.add((plain_address(endpoint.addresses[0]), at))
-        return sorted(ready or terminating)[: self.store.limits.endpoints]
+        parts = self._parts.of(
+            backend, self.store.slices(key), port.name, protocol, self.left_out.of_slice
+        )
+        ready = [one for part in parts for one in part.ready]
+        found = ready or [one for part in parts for one in part.terminating]
+        return list(dict.fromkeys(sorted(found)))[: self.store.limits.endpoints]
 
     def endpoints(self, services: Iterable[str]) -> None:
         began = perf_counter()

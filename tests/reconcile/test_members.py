@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
-from akocore.kube.objects import KINDS, Change, decode
+from akocore.engines.envoy.resources import cluster
+from akocore.kube.objects import KINDS, Change, EndpointSlice, decode
+from akocore.members import Parts
 from akocore.place.state import State
 from akocore.reconcile import Reconciler
 
@@ -89,3 +93,42 @@ def test_slices_are_added_up_and_repeats_count_once(at: Reconciler) -> None:
     )
     assert at.realiser.members("d/s/80") == [("10.0.0.1", 8080), ("10.0.0.2", 8080)]
     assert at.realiser.members("d/s/81") == []
+
+
+def test_of_many_slices_only_what_changed_is_looked_at_again() -> None:
+    def made(i: int, address: str) -> EndpointSlice:
+        found = slice_([{"port": 8080}], [endpoint(address)], name=f"s-{i}").obj
+        assert isinstance(found, EndpointSlice)
+        return found
+
+    parts = Parts()
+    nothing: Mapping[str, str] = {}
+    slices = [made(i, f"10.0.0.{i}") for i in range(10)]
+    before = parts.of("d/s/80", slices, "", "TCP", lambda _key: nothing)
+    slices[3] = made(3, "10.0.1.3")
+    after = parts.of("d/s/80", slices, "", "TCP", lambda _key: nothing)
+    assert [i for i in range(10) if after[i] is not before[i]] == [3]
+    assert after[3].ready == (("10.0.1.3", 8080),)
+    left_out = {"10.0.0.5": "why"}
+    last = parts.of("d/s/80", slices, "", "TCP", lambda k: left_out if k == "d/s-5" else nothing)
+    assert last[5].ready == ()
+    named = parts.of("d/s/80", slices, "other", "TCP", lambda _key: nothing)
+    assert not any(one.ready for one in named)
+
+
+def test_many_endpoints_are_encoded_as_few_are() -> None:
+    many = [(f"10.0.{i >> 8}.{i & 255}", 8080 + i % 2) for i in range(1200)]
+
+    def sent(members: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        response = DeltaDiscoveryResponse.FromString(cluster("d/s/80", members).frame)
+        found = Cluster()
+        response.resources[0].resource.Unpack(found)
+        assert len(found.load_assignment.endpoints) == 1
+        at = [
+            one.endpoint.address.socket_address
+            for one in found.load_assignment.endpoints[0].lb_endpoints
+        ]
+        return [(one.address, one.port_value) for one in at]
+
+    assert sent(many) == many
+    assert sent(many[:3]) == many[:3]

@@ -22,7 +22,7 @@ from typing import Final
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import config_source_pb2, extension_pb2, proxy_protocol_pb2
-from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
@@ -191,6 +191,9 @@ FALLBACK_OFF: Final = packed(route_components_pb2.FilterConfig(disabled=True))
 _TABLE: Final = 4093  # of a sticky cluster: a prime, and even to some 1 % with 40 endpoints
 
 
+_MANY: Final = 500  # endpoints: more are encoded one by one, and kept so
+
+
 def cluster_name(backend: str) -> str:
     return BACKEND_PREFIX + backend
 
@@ -310,9 +313,24 @@ def fill(out: cluster_pb2.Cluster, endpoints: Iterable[tuple[str, int]]) -> None
     _fill(out.load_assignment, endpoints)
 
 
+@lru_cache(200_000)
+def _member(address: str, port: int) -> bytes:
+    """An endpoint, encoded as one of many: when one of these changes, the others are at hand."""
+    one = endpoint_components_pb2.LocalityLbEndpoints()
+    socket = one.lb_endpoints.add().endpoint.address.socket_address
+    socket.address = address
+    socket.port_value = port
+    encoded_: bytes = one.SerializeToString(deterministic=True)
+    return encoded_
+
+
 def _fill(out: endpoint_pb2.ClusterLoadAssignment, endpoints: Iterable[tuple[str, int]]) -> None:
     members = out.endpoints.add()
-    for address, port in endpoints:
+    known = list(endpoints)
+    if len(known) > _MANY:
+        members.MergeFromString(b"".join([_member(*one) for one in known]))
+        return
+    for address, port in known:
         socket = members.lb_endpoints.add().endpoint.address.socket_address
         socket.address = address
         socket.port_value = port
