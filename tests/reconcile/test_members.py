@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.route.v3.scoped_route_pb2 import ScopedRouteConfiguration
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 
 from akocore.config import Config
 from akocore.engines.envoy.ads import AdsServer
-from akocore.engines.envoy.resources import cluster
+from akocore.engines.envoy.resources import cluster, scope
 from akocore.kube.objects import KINDS, Change, EndpointSlice, decode
 from akocore.members import Parts
+from akocore.model import HostModel, Pool, Route
 from akocore.place.state import State
 from akocore.reconcile import Reconciler
 
@@ -132,3 +134,24 @@ def test_many_endpoints_are_encoded_as_few_are() -> None:
 
     assert sent(many) == many
     assert sent(many[:3]) == many[:3]
+
+
+def test_many_routes_are_encoded_as_few_are() -> None:
+    def model(count: int) -> HostModel:
+        routes = [
+            Route(f"/p/{i}", i % 3 == 0, Pool(f"pool-{i}", "d/s/80" if i % 2 else None))
+            for i in range(count)
+        ]
+        return HostModel("a.test", "", tuple(routes), "", False)
+
+    def sent(count: int) -> list[bytes]:
+        response = DeltaDiscoveryResponse.FromString(scope("vs", 80, model(count)).frame)
+        found = ScopedRouteConfiguration()
+        response.resources[0].resource.Unpack(found)
+        (host,) = found.route_configuration.virtual_hosts
+        assert host.HasField("retry_policy")
+        return [one.SerializeToString(deterministic=True) for one in host.routes]
+
+    few, many = sent(400), sent(800)
+    assert many[:400] == few[:400]
+    assert (len(few), len(many), few[-1]) == (401, 801, many[-1])

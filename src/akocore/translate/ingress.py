@@ -304,6 +304,7 @@ def host_model(
     no: dict[str, list[Refusal]] = {}
     routes: dict[tuple[str, bool], tuple[Route, str]] = {}
     defaults: list[tuple[Ingress, PathView]] = []
+    known: dict[tuple[str, str, str, int], str] = {}  # Service ports of which nothing is to be said
     beyond: dict[str, int] = {}  # Ingress → its paths that the host has no place for
     ordered = tuple(ingresses)
     certificate = _certificate(host, ordered, store, no)
@@ -326,8 +327,14 @@ def host_model(
         if len(routes) >= store.limits.host_paths:
             beyond[key] = beyond.get(key, 0) + 1
             return
-        backend = _resolve(ingress, path, store, no)
         meta = ingress.metadata
+        asked = (meta.namespace, path.service, path.port_name, path.port_number)
+        backend = known.get(asked)
+        if backend is None:
+            said = len(no.get(key, ()))
+            backend = _resolve(ingress, path, store, no)
+            if backend is not None and len(no.get(key, ())) == said:
+                known[asked] = backend  # of many paths to one Service the first has asked for all
         form = names.child_pool if certificate or dedicated else None
         shown = path.path or "/"
         pool = (

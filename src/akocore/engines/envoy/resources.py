@@ -191,7 +191,7 @@ FALLBACK_OFF: Final = packed(route_components_pb2.FilterConfig(disabled=True))
 _TABLE: Final = 4093  # of a sticky cluster: a prime, and even to some 1 % with 40 endpoints
 
 
-_MANY: Final = 500  # endpoints: more are encoded one by one, and kept so
+_MANY: Final = 500  # endpoints, routes: more are encoded one by one, and kept so
 
 
 def cluster_name(backend: str) -> str:
@@ -391,14 +391,26 @@ def scope(vs: str, port: int, model: HostModel) -> Encoded:
     out, virtual_host = _scope(vs, port, model.host)
     virtual_host.retry_policy.CopyFrom(unseen_retry())
     routes = virtual_host.routes
-    for route in model.routes:
-        _fill_route(routes.add(), route)
+    if len(model.routes) > _MANY:
+        virtual_host.MergeFromString(b"".join([_one_of_many(route) for route in model.routes]))
+    else:
+        for route in model.routes:
+            _fill_route(routes.add(), route)
     if not any(not route.exact and not route.path for route in model.routes):
         rest = routes.add()
         rest.name = "not-found"
         rest.match.prefix = "/"
         rest.direct_response.status = 404
     return encoded(SRDS, out.name, out, collection(vs, port))
+
+
+@lru_cache(20_000)
+def _one_of_many(route: Route) -> bytes:
+    """A route, encoded as one of many of a virtual host: most stay when one of them changes."""
+    holder = route_components_pb2.VirtualHost()
+    _fill_route(holder.routes.add(), route)
+    encoded_: bytes = holder.SerializeToString(deterministic=True)
+    return encoded_
 
 
 def _fill_route(one: route_components_pb2.Route, route: Route) -> None:
