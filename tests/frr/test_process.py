@@ -284,3 +284,30 @@ async def test_a_directory_that_can_not_be_made_is_an_error_with_a_remedy(
     (directory / "file").write_text("")
     with pytest.raises(FrrError, match=r"can't be used: Not a directory.*--state"):
         await Router(directory / "file" / "run", frr).start(CONFIG)
+
+
+@pytest.mark.real
+async def test_a_router_listens_at_its_engines_address_alone(
+    frr: Frr, directory: Path, namespace: Path
+) -> None:
+    address, other = "10.10.16.192", "10.10.99.1"
+    inside = ["ip", "-n", namespace.name]
+    await asyncio.to_thread(subprocess.run, [*inside, "link", "set", "lo", "up"], check=True)
+    for one in (address, other):
+        added = [*inside, "addr", "add", f"{one}/32", "dev", "lo"]
+        await asyncio.to_thread(subprocess.run, added, check=True)
+
+    async def listens() -> set[str]:
+        await asyncio.sleep(0.5)  # it listens once it has read its text
+        asked = ["ip", "netns", "exec", namespace.name, "ss", "-Hltn", "sport = :179"]
+        found = (await asyncio.to_thread(subprocess.check_output, asked)).decode()
+        return {line.split()[3].rpartition(":")[0] for line in found.splitlines()}
+
+    router = Router(directory / "se-1", frr, namespace, listen=[address])
+    await router.start(CONFIG)
+    assert await listens() == {address}
+    await router.stop()
+    anywhere = Router(directory / "se-2", frr, namespace)
+    await anywhere.start(CONFIG)
+    assert await listens() == {"0.0.0.0", "[::]"}
+    await anywhere.stop()

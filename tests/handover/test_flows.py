@@ -222,6 +222,30 @@ async def test_a_packet_that_nobody_owns_gets_one_reset_when_all_have_seen_it(
             }
 
 
+async def test_a_flow_of_anothers_is_remembered_for_seconds_and_found_again(rig: MakeRig) -> None:
+    async with rig(2) as running:
+        await running.ring("se-1", "se-2")
+        await running.spread("se-1", "se-2")
+        client = await running.client()
+        assert await client.tell(f"open {FLOWS}") == 0
+        await running.spread("se-2")  # which has those of se-1 now, too
+        assert await client.tell("ping") == 0
+        foreign = await remembered(running, "se-2")
+        assert len(foreign) > FLOWS / 4
+        assert max(foreign) <= 10
+        await asyncio.sleep(max(foreign) + 1)
+        assert await remembered(running, "se-2") == []
+        assert await client.tell("ping") == 0
+        assert len(await remembered(running, "se-2")) == len(foreign)
+
+
+async def remembered(running: Rig, name: str) -> list[int]:
+    """Seconds that each flow to the VIP without an answer is remembered for."""
+    raw = await running.namespaces.run(name, ["cat", "/proc/net/nf_conntrack"])
+    lines = [line for line in raw.splitlines() if "UNREPLIED" in line and f"dst={VIP} " in line]
+    return [int(line.split()[4]) for line in lines]
+
+
 async def test_sixteen_service_engines_break_no_connection_and_bound_the_hops(
     rig: MakeRig,
 ) -> None:

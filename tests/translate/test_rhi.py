@@ -131,6 +131,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.bgp.peers[0].ebgpMultihop",
         "any number of hops",
     ),
+    "nothing routed, over hops": (
+        {"peer": {"ebgpMultihop": 2, "ttlSecurity": True}},
+        "spec.bgp.peers[0].ttlSecurity",
+        "Take one of them out",
+    ),
     "BFD too fast": (
         {"peer": {"bfdTimers": {"transmitMs": 9}}},
         "spec.bgp.peers[0].bfdTimers.transmitMs",

@@ -484,6 +484,7 @@ class BgpPeer(Part, frozen=True):
 
     ``ebgpMultihop``: how many hops away it may be; 0: on the same network.
     ``passwordSecret``: a Secret whose key ``password`` both sides sign with (RFC 2385).
+    ``ttlSecurity``: both sides send with a TTL of 255 and take nothing that was routed (RFC 5082).
     """
 
     address: str
@@ -499,6 +500,7 @@ class BgpPeer(Part, frozen=True):
     keepalive_timer: int = 60
     hold_timer: int = 180
     password_secret: SecretRef | None = None
+    ttl_security: bool = False
 
 
 class BgpProfile(Part, frozen=True):

@@ -114,6 +114,11 @@ def _peer(at: str, peer: BgpPeer, local_as: int) -> Iterator[tuple[str, str]]:
             f"{at}.ebgpMultihop",
             f"A peer of our own AS {local_as} may be any number of hops away. Take it out.",
         )
+    if peer.ttl_security and peer.ebgp_multihop:
+        yield (
+            f"{at}.ttlSecurity",
+            f"With ebgpMultihop {peer.ebgp_multihop} packets are routed. Take one of them out.",
+        )
     timers = peer.bfd_timers
     yield from _within(f"{at}.bfdTimers.transmitMs", timers.transmit_ms, 10, 60_000, "ms")
     yield from _within(f"{at}.bfdTimers.receiveMs", timers.receive_ms, 10, 60_000, "ms")
@@ -338,6 +343,7 @@ def router_config(
                 remote_as=peer.remote_as,
                 networks=(*before, network),
                 ebgp_multihop=peer.ebgp_multihop,
+                ttl_security=peer.ttl_security,
                 bfd=Bfd(
                     transmit_ms=timers.transmit_ms,
                     receive_ms=timers.receive_ms,

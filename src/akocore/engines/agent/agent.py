@@ -124,7 +124,9 @@ class Agent:
         )
         self._session: Session | None = None
         if frr is not None:
-            self._session = Session(Router(self._directory / "frr", frr))
+            self._session = Session(
+                Router(self._directory / "frr", frr, listen=(settings.address,))
+            )
         self.link = Link(
             settings.controllers.places,
             settings.controllers.tls,

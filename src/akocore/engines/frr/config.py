@@ -90,6 +90,7 @@ class Peer(_Part, frozen=True):
     remote_as: int
     networks: tuple[str, ...]
     ebgp_multihop: int = 0
+    ttl_security: bool = False
     bfd: Bfd | None = None
     advertise_vip: bool = True
     advertise_snat: bool = False
@@ -356,6 +357,8 @@ def _bgp(config: RouterConfig) -> Iterator[str]:
             yield f"  neighbor {address} activate"
             yield f"  neighbor {address} route-map {in_map(address)} in"
             yield f"  neighbor {address} route-map {out_map(address)} out"
+            # Nothing is taken in; should that ever fail, the session ends for a minute.
+            yield f"  neighbor {address} maximum-prefix 1 restart 1"
         yield " exit-address-family"
     yield "exit"
 
@@ -403,6 +406,8 @@ def _neighbor(config: RouterConfig, peer: Peer) -> Iterator[str]:
         yield f"{me} password {_word(peer.password)}"
     if peer.ebgp_multihop and peer.remote_as != config.local_as:
         yield f"{me} ebgp-multihop {peer.ebgp_multihop}"
+    elif peer.ttl_security:
+        yield f"{me} ttl-security hops 1"
     if peer.bfd is not None:
         yield f"{me} bfd"
         yield f"{me} bfd profile {peer.bfd.profile}"

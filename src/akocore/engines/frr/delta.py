@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 # One line at most that begins so: a new value replaces the old one.
 _VALUED = re.compile(
     r"(neighbor \S+ (?:remote-as|description|password|ebgp-multihop|advertisement-interval"
-    r"|timers connect|timers|bfd profile)"
+    r"|timers connect|timers|bfd profile|maximum-prefix|ttl-security hops)"
     r"|network \S+|hostname|bgp router-id|coalesce-time|match tag"
     r"|set (?:community|large-community|local-preference|tag)"
     r"|detect-multiplier|transmit-interval|receive-interval) "

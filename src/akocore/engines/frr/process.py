@@ -239,6 +239,7 @@ class Router:
     """The daemons of one Service Engine, in a directory of its own.
 
     ``namespace``: the network namespace they run in, as a file; None: the one we are in.
+    ``listen``: the addresses at which peers find it, of those that there are then; (): all.
     ``on_change(daemon)`` is called in the event loop whenever ``daemons[daemon]`` changed.
     """
 
@@ -248,11 +249,13 @@ class Router:
         frr: Frr,
         namespace: Path | None = None,
         *,
+        listen: Sequence[str] = (),
         kill_after_s: float = 5.0,
         on_change: Callable[[str], None] = lambda _daemon: None,
     ) -> None:
         self.directory = directory.absolute()
         self.namespace = namespace
+        self._listen = tuple(listen)
         self._frr = frr
         self._kill_after_s = kill_after_s
         self._on_change = on_change
@@ -432,6 +435,8 @@ class Router:
         ]
         if name == "bfdd":
             command += ["--bfdctl", str(at / "bfdd.sock")]
+        if name == "bgpd":
+            command += [word for address in self._listen for word in ("-l", address)]
         command = in_namespace(self.namespace, command)
         if self._as is _As.FRR:
             return command

@@ -36,7 +36,10 @@ contradict each other, the kernel itself ends the packet by its TTL.
 
 **What is not covered**: UDP and QUIC; ICMP errors to a VIP, which the router may bring to another
 Service Engine than the flow's; connections that began before connection tracking ran.  Each foreign
-flow takes an entry of `nf_conntrack_max` for five minutes.
+flow takes an entry of `nf_conntrack_max`, whoever sends it, from whatever address: so it is
+forgotten after ten seconds without a packet, not after five minutes, and its next packet is
+handed over just as its first one was.  When the table is full, entries without an answer, as
+these are, go before those of connections.
 
 Sources: Linux net/netfilter/nf_conntrack_proto_tcp.c (loose), net/core/fib_rules.c,
 drivers/net/vxlan/vxlan_core.c (external, gpe), Documentation/networking/nf_conntrack-sysctl.rst;
@@ -81,6 +84,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _FORWARDS, _BACKWARDS = 64, 128  # TTL when all have seen the packet
 _MOST_HOPS = 63  # 2 * (MAX_MEMBERS - 1) + 1
 _ENDED_S = 2  # that a connection is remembered after its end: a lost last packet is sent again
+_FOREIGN_S = 10  # that a flow is remembered which is another's: it is found again by any packet
 _MARKS = {"next": 0x0A4C_0001, "previous": 0x0A4C_0002}  # also the numbers of routing tables
 _OUTER = {4: 20 + 8 + 8, 6: 40 + 8 + 8}  # bytes before a packet in the tunnel: IP, UDP, VXLAN-GPE
 _HEADERS = {4: 20 + 20, 6: 40 + 20}  # bytes of IP and TCP
@@ -243,6 +247,12 @@ def _table(ring: Ring) -> Iterator[str]:
         yield f"\t\tprotocol tcp; l3proto {family};"
         yield f"\t\tpolicy = {{ {policy} }}"
         yield "\t}"
+        states = ("established", "fin_wait", "close_wait", "last_ack", "retrans", "unack")
+        policy = ", ".join(f"{state} : {_FOREIGN_S}" for state in states)
+        yield f"\tct timeout {family}_foreign {{"
+        yield f"\t\tprotocol tcp; l3proto {family};"
+        yield f"\t\tpolicy = {{ {policy}, time_wait : {_ENDED_S}, close : {_ENDED_S} }}"
+        yield "\t}"
     yield from _chains(ring)
     yield "}"
 
@@ -282,6 +292,7 @@ def _chains(ring: Ring) -> list[str]:
             "\t}",
             f"\tchain {family}_flow {{",
             "\t\tct state invalid tcp flags & (fin | rst) == 0x0 accept",
+            f'\t\tct state new ct timeout set "{family}_foreign"',
         ]
         if others:
             lines += [
