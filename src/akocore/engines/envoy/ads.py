@@ -604,7 +604,8 @@ class AdsServer:
             ]
             unknown = [name for name, one in found.items() if one is None]
             self._send(engine, SDS, puts, unknown, sequence)
-            self._bound_names(engine, (name for name, one in found.items() if one is not None))
+            sizes = [(name, len(one.frame)) for name, one in found.items() if one is not None]
+            self._bound_names(engine, sizes)
             engine.unknown.discard(SDS)
             return
         if type_url == SRDS:
@@ -659,7 +660,7 @@ class AdsServer:
             and wanted[name].fingerprint == fingerprint
         }
 
-    def _bound_names(self, engine: Engine, names: Iterable[str]) -> None:
+    def _bound_names(self, engine: Engine, names: Iterable[tuple[str, int]]) -> None:
         """Have an engine forget the first names that it learnt, when there are too many.
 
         They go after all that it was sent before: no handshake waits for one of them any more.

@@ -116,16 +116,20 @@ def routes(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:
 def expressions(rule: HttpRule) -> Iterator[tuple[str, bool]]:
     """Every regular expression of a rule, as often as a request may be tried against it.
 
-    With each: whether texts of clients are; else it is a list of headers that an authorizer is
-    not shown.
+    With each: whether it decides about the rule.  Else it is tried once, when that is decided, or
+    is a list of headers that an authorizer is not shown.
     """
     match = rule.match
     origins = rule.cors is not None and "*" not in rule.cors.origins
     keys = match.query or any(one.text.kind == "regex" for one in match.headers)
-    if origins or keys or match.path.kind == "regex" or rule.session is not None:
+    rewrites = rule.rewrite_path is not None or rule.redirect is not None
+    if origins or keys or rewrites or match.path.kind == "regex" or rule.session is not None:
         for route in routes(rule, At("any.test", 80, tls=False)):
             for text in _tried(route.match):
                 yield text, True
+            for action in (route.route, route.redirect):
+                if action.regex_rewrite.pattern.regex:
+                    yield action.regex_rewrite.pattern.regex, False
     if rule.auth is not None and not rule.auth.grpc and not rule.answer:
         yield all_but(_authorizer(rule.auth).only_headers), False
 

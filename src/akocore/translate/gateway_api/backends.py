@@ -31,7 +31,7 @@ class Context(Struct, frozen=True):
 
     ``permits``: as of `listeners`; ``tls``: by Service and port, how a BackendTLSPolicy wants it,
     or False: it wants what can't be.  ``expressions``: the regular expressions that a rule
-    comes to, and whether clients' texts are tried against it; an engine takes none that is larger
+    comes to, and whether each decides about it; an engine takes none that is larger
     than ``largest``.
     """
 

@@ -70,14 +70,16 @@ def weigh(
 ) -> tuple[Weight, str]:
     """What the expressions of a rule weigh, and what of it an engine would refuse; "": nothing.
 
-    With each: whether texts of clients are tried against it.
+    With each: whether a request may be tried against it before it is another rule's.
     """
     out = Weight()
     for text, tried in expressions:
         found = cost(text, largest, limits.host_expression_states if tried else 0)
         if isinstance(found, str) or found.size > largest:
             said = f"{found.size} instructions" if not isinstance(found, str) else quoted(found)
-            what = f"Its list of names or origins comes to {said} (RE2), at most {largest} may be."
+            what = (
+                f"An expression of its names or paths has {said} (RE2), at most {largest} may be."
+            )
             return out, f"{what} Write fewer or shorter ones."
         if tried:
             size = max(found.size, _LEAST) if found.endless else found.size

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import orjson
 from msgspec import Struct
 
+from akocore.config import Limits
 from akocore.kube.objects import Ingress
 from akocore.store import Store
 from akocore.translate.classes import (
@@ -22,6 +23,7 @@ from akocore.translate.classes import (
     default_class,
     setting_of_class,
 )
+from akocore.translate.gateway_api.budget import problem
 from akocore.translate.ingress import ANY_HOST, DEFAULT, PathView, backend_port
 from akocore.translate.migration.annotations import (
     Dialect,
@@ -491,20 +493,26 @@ class _Run:
                     f"{features.rewrite} puts parts of {value} together; a URLRewrite filter has"
                     " a whole path or a prefix. Write one by hand.",
                 )
-                return self._expression(value), None
+                return self._expression(source, path, value), None
             whole = {"type": "ReplaceFullPath", "replaceFullPath": features.rewrite}
             regular = features.regex or re.search(r"[\^$*+?()|\[\]{}\\]", value)
-            return self._expression(value) if regular else self._plain_match(path), whole
+            return self._expression(source, path, value) if regular else self._plain_match(
+                path
+            ), whole
         if features.regex and not path.exact and path.field != DEFAULT:
-            return self._expression(value), None
+            return self._expression(source, path, value), None
         return self._plain_match(path), None
 
     def _plain_match(self, path: PathView) -> Manifest:
         kind = "Exact" if path.exact else "PathPrefix"
         return {"path": {"type": kind, "value": path.path or "/"}}
 
-    def _expression(self, value: str) -> Manifest:
-        return {"path": {"type": "RegularExpression", "value": f"(?i){value}.*"}}
+    def _expression(self, source: _Source, path: PathView, value: str) -> Manifest:
+        text = f"(?i){value}.*"
+        if wrong := problem(text, Limits())[1]:
+            key = source.ingress.metadata.key
+            self.say(key, f"{path.field}.path", "untranslatable", f"{wrong} Its rule is left out.")
+        return {"path": {"type": "RegularExpression", "value": text}}
 
     def _filters(self, features: Features, rewrite: Manifest | None) -> list[Manifest]:
         out: list[Manifest] = []
