@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from akocore.engines.envoy.process import Controllers, EngineError, Engines, Env
 from akocore.engines.envoy.resources import cluster
 from akocore.engines.envoy.room import Room, files_of, here
 from akocore.engines.envoy.user import find_user
+from akocore.kube.admission import CAPABILITIES
 from akocore.model import L4Pool
 from engines.authority import Authority
 
@@ -380,3 +382,57 @@ asyncio.run(main())
     assert done.stdout == "2000 500\n500\n"
     assert "event=connections_cut" in done.stderr
     assert "2000 open files" in done.stderr
+
+
+def test_as_root_of_a_pod_it_can_be_made_another_user_and_ended(envoy: Envoy) -> None:
+    """With no more capabilities than `akocore.kube.admission` lets a Service Engine have."""
+    need_user()
+    if (setpriv := shutil.which("setpriv")) is None:
+        pytest.skip("setpriv is missing")
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+from akocore.engines.envoy.admin import EngineError
+from akocore.engines.envoy.bootstrap import Tls
+from akocore.engines.envoy.process import Controllers, Engines, Envoy
+from akocore.engines.envoy.room import files_of
+
+async def main(at):
+    tls = Tls(certificate=at / "crt", key=at / "key", ca=at / "ca", secrets=at / "secrets")
+    envoy = Envoy(Path({str(envoy.path)!r}), {envoy.version!r})
+    for _ in range(2):  # the second time the directory is there
+        some = Engines(at / "envoy", envoy, at / "xds.sock",
+                       controllers=Controllers((("127.0.0.1", 1),), tls))
+        await some.ensure("g", ["se-1"])
+        async with asyncio.timeout(20):
+            while not (at / "envoy/se-1/admin").exists():
+                await asyncio.sleep(0.05)
+        pid = some.running["se-1"].pid
+        assert files_of(pid)[0] > 5, files_of(pid)
+        assert await some.admin("se-1").stats("server.live")
+        status = Path(f"/proc/{{pid}}/status").read_text()
+        print(status.split("Uid:")[1].split()[0], status.split("CapEff:")[1].split()[0])
+        await some.stop_all(0)
+        assert not Path(f"/proc/{{pid}}").exists()
+        assert not (at / "envoy/se-1").exists()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+    caps = ",".join(f"+{name.lower()}" for name in CAPABILITIES)
+    with tempfile.TemporaryDirectory(prefix="se-") as name:
+        home = Path(name)
+        home.chmod(0o755)
+        pair = (pki := Authority(home / "pki")).issue("se-1")
+        for file, to in ((pair.certificate, "crt"), (pair.key, "key"), (pki.ca, "ca")):
+            file.replace(home / to)
+        limits = [f"--{kind}=-all,{caps}" for kind in ("bounding-set", "inh-caps")]
+        done = subprocess.run(
+            [setpriv, *limits, "--no-new-privs", sys.executable, "-c", code, name],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        uid = need_user().pw_uid
+        assert done.stdout == f"{uid} 0000000000000400\n" * 2
