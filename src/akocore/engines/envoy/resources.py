@@ -221,6 +221,7 @@ def any_cluster(bounds: Bounds) -> bytes:
     """
     out = cluster_pb2.Cluster(type=cluster_pb2.Cluster.STATIC)
     out.connect_timeout.seconds = 2
+    out.per_connection_buffer_limit_bytes.value = ClientLimits().buffer_kib << 10
     out.circuit_breakers.CopyFrom(breakers(bounds.connections))
     silent = out.outlier_detection
     silent.split_external_local_origin_errors = True
