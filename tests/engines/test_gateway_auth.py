@@ -134,6 +134,16 @@ async def test_a_body_is_shown_up_to_its_size(gw: Rig) -> None:
     assert len(gw.echoes["web"].requests) == 1
 
 
+async def test_a_body_larger_than_buffers_is_shown_and_sent_on(gw: Rig) -> None:
+    web, auth = await gw.echo("web"), await gw.echo("auth")
+    await gw.listen()
+    await gw.serve(to(web, auth=ExternalAuth(auth, grpc=False, body_bytes=200_000)))
+    body = b"b" * 150_000
+    answer = await gw.ask(method="POST", body=body)
+    assert (answer.by, len(answer.seen["body"])) == ("web", len(body))
+    assert len(gw.echoes["auth"].requests[0]["body"]) == len(body)
+
+
 @pytest.mark.parametrize("host", ["a.example.test", "*.example.test", ""])
 @pytest.mark.parametrize("over_grpc", [False, True])
 async def test_without_an_authorizer_nobody_comes_in(gw: Rig, host: str, over_grpc: bool) -> None:
