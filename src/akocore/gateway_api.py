@@ -102,7 +102,7 @@ class GatewayState(Struct):
     on: dict[ListenerId, dict[str, set[RouteId]]] = field(default_factory=dict)
     routes: dict[ListenerId, set[RouteId]] = field(default_factory=dict)  # attached to each
     refused: dict[ListenerId, set[RouteId]] = field(default_factory=dict)  # of these: not Accepted
-    # where HTTPRoutes and GRPCRoutes ask for one host: the route that came first
+    # where not all that ask for a host have it (`GatewayApi._shares`): the route that came first
     first: dict[tuple[ListenerId, str], RouteId] = field(default_factory=dict)
 
     @property
@@ -117,6 +117,7 @@ class GatewayApi:
 
     ``touched``: objects (kind as stored, key) that may say something else now; who reads it clears
     it.  ``named``: Secrets and ConfigMaps ("Kind/namespace/name") that somebody names.
+    ``strict``: a host of a listener is one namespace's alone.
     """
 
     def __init__(
@@ -129,8 +130,11 @@ class GatewayApi:
         certificate: Callable[[str], Certificate | CertificateProblem | None],
         faults: Faults | None = None,
         limits: Limits = Limits(),  # noqa: B008  (frozen)
+        *,
+        strict: bool = False,
     ) -> None:
         self._limits = limits
+        self._strict = strict
         self._faults = faults if faults is not None else Faults()
         self.gateways: dict[str, GatewayState] = {}
         self.routes: dict[RouteId, RouteState] = {}
@@ -733,17 +737,17 @@ class GatewayApi:
         view = state.listeners.get(listener) if state is not None else None
         if state is None or not state.vs or view is None or view.protocol not in _HTTP:
             self._faults.over(("too large", gateway, listener, name))
-            self._of_no_kind(state, listener, name)
+            self._of_nobody(state, listener, name)
             return  # what it had is gone with its listener
         service = self._placement.services[state.vs]
         at = HostAt(view.port, chain_of(view), name)
         if view.serves and meant(name, view, state.listeners.values()) == view.hostname:
             speaking = state.on.get(listener, {}).get(name, set())
             if speaking or name == view.hostname:
-                ordered = self._of_one_kind(state, listener, name, speaking)
+                ordered = self._admitted(state, listener, name, speaking)
                 self._place_host(service, state, listener, at, ordered)
                 return
-        self._of_no_kind(state, listener, name)
+        self._of_nobody(state, listener, name)
         self._realiser.place_host(service, listener, at, None)
         self._faults.over(("too large", gateway, listener, name))
         if self._faults:
@@ -782,38 +786,50 @@ class GatewayApi:
     def _fitting(self, ordered: list[RouteId]) -> tuple[list[RouteRules], list[Refusal]]:
         return fitting([("/".join(id_), self.routes[id_].rules) for id_ in ordered], self._limits)
 
-    def _of_one_kind(
+    def _admitted(
         self, state: GatewayState, listener: ListenerId, name: str, speaking: set[RouteId]
     ) -> list[RouteId]:
-        """Routes of a host, oldest first: HTTPRoutes or GRPCRoutes, whichever came first."""
+        """Routes of a host, oldest first: those that may share it with the first of them."""
         ordered = sorted(speaking, key=self._seniority)
-        mixed = len({kind for kind, _ in speaking}) > 1
+        mine = [one for one in ordered if self._shares(ordered[0], one, name)]
         before = state.first.pop((listener, name), None)
-        if mixed:
+        if len(mine) < len(ordered):
             state.first[listener, name] = ordered[0]
         if before != state.first.get((listener, name)):
             self.touched.update(speaking)
             self._counts_due.update(speaking)
-        return [one for one in ordered if one[0] == ordered[0][0]]
+        return mine
 
-    def _of_no_kind(self, state: GatewayState | None, listener: ListenerId, name: str) -> None:
+    def _of_nobody(self, state: GatewayState | None, listener: ListenerId, name: str) -> None:
         """A host is not served, so no route came first."""
         if state is not None and state.first.pop((listener, name), None) is not None:
             speaking = state.on.get(listener, {}).get(name, set())
             self.touched.update(speaking)
             self._counts_due.update(speaking)
 
-    def loses_to(self, route: RouteState, attached: Attached) -> str | None:
-        """The route of the other kind that has all hosts of an attachment, or one of these."""
-        kind, other = route.route.KIND, None
+    def _shares(self, first: RouteId, one: RouteId, name: str) -> bool:
+        """Whether a route may speak for a host beside the first: one of its kind, and namespace.
+
+        "Any host" is what nobody names, and no namespace's.
+        """
+        if first[0] != one[0]:
+            return False
+        return not (self._strict and name) or _namespace_of(first) == _namespace_of(one)
+
+    def lost(self, route: RouteState, attached: Attached) -> tuple[dict[str, RouteId], bool]:
+        """Hosts of an attachment that an older route has, and whether these are all."""
+        id_ = (route.route.KIND, route.route.metadata.key)
+        out: dict[str, RouteId] = {}
+        left = False
         for (key, listener), hosts in route.on.items():
             state = self.gateways.get(key)
             for name in hosts if listener in attached.hosts and state is not None else ():
                 first = state.first.get((listener, name)) if state is not None else None
-                if first is None or first[0] == kind:
-                    return None
-                other = f"{first[0]} {first[1]}"
-        return other
+                if first is None or self._shares(first, id_, name):
+                    left = True
+                else:
+                    out[name] = first
+        return out, bool(out) and not left
 
     def refused(self, route: RouteState, attached: Attached) -> bool:
         """Whether a route is not Accepted by a parent."""
@@ -821,7 +837,7 @@ class GatewayApi:
             return True
         if route.rules.none and first(route.rules.findings, "PartiallyInvalid") is not None:
             return True
-        return self.loses_to(route, attached) is not None
+        return self.lost(route, attached)[1]
 
     def _count(self, id_: RouteId) -> None:
         """Whether a route counts on its listeners.  Cost: its hosts there."""
@@ -953,6 +969,10 @@ class GatewayApi:
         if cls.spec.controller_name != CONTROLLER:
             return ()
         return classes.class_refusals(cls, self._infrastructure.infras, self._store)
+
+
+def _namespace_of(route: RouteId) -> str:
+    return route[1].partition("/")[0]
 
 
 def _rules(state: RouteState) -> tuple[object, ...]:

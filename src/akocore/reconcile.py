@@ -216,6 +216,7 @@ class Reconciler:
             self.realiser.certificate_of,
             self.faults,
             config.limits,
+            strict=config.l7.strict_routes,
         )
         self.realiser.uses_secret = self.gateway_api.uses_secret
         self.hosts: dict[str, Placed] = self.realiser.hosts

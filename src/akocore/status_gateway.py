@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from msgspec import Struct
@@ -495,13 +495,11 @@ def _findings(at: Reconciler, state: RouteState) -> tuple[Finding, ...]:
 def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says, ...]:
     found = _findings(at, state)
     dropped = first(found, "PartiallyInvalid")
+    lost, all_lost = at.gateway_api.lost(state, attached)
     if not attached.accepted:
         accepted = Says("Accepted", False, attached.reason, attached.message)
-    elif (other := at.gateway_api.loses_to(state, attached)) is not None:
-        message = (
-            f"{other}, which came first, has all of its hosts: routes of one kind share a host."
-        )
-        accepted = Says("Accepted", False, "HostnameConflict", message)
+    elif all_lost:
+        accepted = Says("Accepted", False, *_lost(state, lost))
     elif state.rules.none and dropped is not None:
         message = text(found, "PartiallyInvalid")
         accepted = Says("Accepted", False, dropped.reason, message)
@@ -520,10 +518,27 @@ def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says
     if dropped is not None and accepted.true:
         message = f"Dropped Rule: {text(found, 'PartiallyInvalid')}"
         said.append(Says("PartiallyInvalid", True, "UnsupportedValue", message))
+    elif lost and accepted.true:
+        said.append(Says("PartiallyInvalid", True, *_lost(state, lost)))
     if left_out := _left_out(at, (state.route.KIND, state.route.metadata.key)):
         message = "; ".join(one.remedy for one in left_out)
         said.append(Says(LEFT_OUT, True, left_out[0].reason, message))
     return tuple(said)
+
+
+def _lost(state: RouteState, lost: Mapping[str, RouteId]) -> tuple[str, str]:
+    """(reason, message) of hosts that other routes have."""
+    kind, key = min(lost.items())[1]
+    hosts = ", ".join(sorted(lost))
+    if kind != state.route.KIND:
+        return "HostnameConflict", (
+            f"{kind} {key}, which came first, has {hosts}: routes of one kind share a host."
+        )
+    return "HostClaimed", (
+        f"{hosts}: namespace {key.partition('/')[0]} has it, whose {kind} {key} named it first."
+        " Choose another host, or let an administrator share hosts:"
+        " L7Settings.fqdnReusePolicy InterNamespaceAllowed."
+    )
 
 
 def _left_out(at: Reconciler, id_: RouteId) -> list[Refusal]:
@@ -587,6 +602,12 @@ def _route_refusals(at: Reconciler, id_: RouteId) -> list[Refusal] | None:
     out = [one.refusal for one in _findings(at, state)]
     for i, (_, found) in sorted(state.parents.items()):
         said = _parent(at, state, found)[0]
+        lost, all_lost = at.gateway_api.lost(state, found)
+        if lost and not all_lost:
+            reason, remedy = _lost(state, lost)
+            out.append(
+                Refusal(object=object_, field="spec.hostnames", reason=reason, remedy=remedy)
+            )
         if not said.true and not state.rules.none:
             field = f"spec.parentRefs[{i}]"
             out.append(

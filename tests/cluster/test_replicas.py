@@ -24,6 +24,7 @@ pytestmark = pytest.mark.real
 APPS = 8
 LEASE_S = 3.0
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
+KEY = "akocore.io/virtual-service-of"
 
 
 @pytest_asyncio.fixture
@@ -228,3 +229,52 @@ async def test_an_address_taken_by_hand_is_never_given(
         lambda: used in plane.kubectl("get", "vsvips", "-o", "jsonpath={.items[*].spec.address}")
     )
     await controller.all_answer(APPS)
+
+
+def keys_of_vips(plane: ControlPlane) -> dict[str, tuple[str, str]]:
+    """Name and address of each virtual service that says whose it is, by its key."""
+    return {
+        key: (item["spec"]["virtualService"], item["spec"]["address"])
+        for item in json.loads(plane.kubectl("get", "vsvips", "-o", "json"))["items"]
+        if (key := item["metadata"].get("annotations", {}).get(KEY))
+    }
+
+
+async def test_services_called_alike_keep_name_and_address_whoever_leads(
+    pair: tuple[Controller, Controller],
+) -> None:
+    first, second = pair
+    plane = first.plane
+    for key in ("a-b/c", "a/b-c"):
+        namespace, name = key.split("/")
+        first.apply(
+            f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n---\n"
+            f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+            "spec: {type: LoadBalancer, ports: [{port: 80}]}\n"
+        )
+        await first.until(lambda key=key: f"Service/{key}" in keys_of_vips(plane))  # type: ignore[misc]
+    before = keys_of_vips(plane)
+    names = [before[f"Service/{key}"][0] for key in ("a-b/c", "a/b-c")]
+    assert names[0] == "my-cluster--a-b-c"
+    assert names[1].startswith("my-cluster--a-b-c-")
+
+    async def all_call_them_so(*replicas: Controller) -> None:
+        wanted = dict(before.values())
+        for replica in replicas:
+            async with asyncio.timeout(20):
+                while True:
+                    shown = {
+                        one["metadata"]["name"]: one["status"]["vip"]
+                        for one in await replica.ask("vs")
+                    }
+                    if shown.items() >= wanted.items():
+                        break
+                    await asyncio.sleep(0.1)
+
+    await all_call_them_so(first, second)
+    for _, address in before.values():  # as they were before akocore wrote this
+        plane.kubectl("annotate", "vsvip", address, f"{KEY}-")
+    await first.kill()
+    await first.start()
+    await first.until(lambda: keys_of_vips(plane) == before, 5 * LEASE_S)
+    await all_call_them_so(first, second)
