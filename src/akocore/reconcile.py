@@ -704,9 +704,15 @@ class Reconciler:
         self._begin(move)
 
     def _model(
-        self, host: str, service: VirtualService, dedicated: bool, mine: Iterable[Ingress]
+        self,
+        host: str,
+        service: VirtualService,
+        dedicated: bool,
+        mine: Iterable[Ingress],
+        owner: str,
     ) -> tuple[HostModel, dict[str, list[Refusal]]]:
-        return host_model(host, service.infra.setting, dedicated, mine, self.store, self.names)
+        setting = service.infra.setting
+        return host_model(host, setting, dedicated, mine, self.store, self.names, owner)
 
     def _serve(
         self,
@@ -715,9 +721,13 @@ class Reconciler:
         mine: list[Ingress],
         service: VirtualService,
         move: Move,
+        owner: str = "",
     ) -> None:
-        """Translate a host from its Ingresses, place and realise it."""
-        model, no = self._model(host, service, dedicated, mine)
+        """Translate a host from its Ingresses, place and realise it.
+
+        ``owner``: the namespace that has it, where that isn't the first Ingress's.
+        """
+        model, no = self._model(host, service, dedicated, mine, owner)
         if no:
             said = self.host_refusals.setdefault(host, {})
             for key, refusals in no.items():
@@ -734,13 +744,15 @@ class Reconciler:
     ) -> None:
         """We failed over a host: leave out the Ingresses that we fail over, and tell them."""
 
+        owner = mine[0].metadata.namespace
+
         def attempt(some: list[Ingress]) -> None:
-            self.realiser.attempt(self._model(host, service, dedicated, some)[0], service)
+            self.realiser.attempt(self._model(host, service, dedicated, some, owner)[0], service)
 
         good, bad = without_faulty(mine, attempt)
         try:
             if good:
-                self._serve(host, dedicated, good, service, move)
+                self._serve(host, dedicated, good, service, move, owner)
         except Exception as err:
             good, bad = [], [(one, err) for one in mine]
         if not good:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from akocore import status
+from akocore import reconcile, status
 from akocore.config import Config, FqdnReusePolicy, L7Config
 from akocore.engines.envoy.ads import AdsServer
 from akocore.kube.objects import Change, Ingress, decode
 from akocore.place.state import State
 from akocore.reconcile import Reconciler
+from akocore.translate.ingress import host_model
 
 HOST = "shop.example.test"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -191,6 +193,22 @@ def test_a_shared_host_has_its_owners_certificate_though_another_has_one_too(
     assert shared.at.hosts[HOST].model.certificate == "shop/good"
     shared.at.apply([gone("shop/web")])
     assert shared.at.hosts[HOST].model.certificate == "blog/cert"
+
+
+def test_a_guest_brings_no_certificate_though_akocore_fails_over_the_owner(
+    shared: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(
+        host: str, setting: str, dedicated: bool, mine: Iterable[Ingress], *rest: Any
+    ) -> Any:
+        if any(one.metadata.namespace == "shop" for one in mine):
+            raise ZeroDivisionError
+        return host_model(host, setting, dedicated, mine, *rest)
+
+    monkeypatch.setattr(reconcile, "host_model", faulty)
+    shared.at.apply([ingress("shop/web", HOST), ingress("blog/news", HOST, day=2, tls="cert")])
+    assert shared.served() == ["news"]
+    assert shared.at.hosts[HOST].model.certificate == ""
 
 
 @pytest.mark.parametrize("policy", [None, FqdnReusePolicy.INTER_NAMESPACE_ALLOWED])

@@ -295,11 +295,12 @@ def host_model(
     ingresses: Iterable[Ingress],
     store: Store,
     names: Names,
+    owner: str = "",
 ) -> tuple[HostModel, dict[str, list[Refusal]]]:
     """The model of one host from its Ingresses in order of precedence (oldest first).
 
-    Certificate and redirect are of the oldest one's namespace.  Refusals by Ingress key.  Cost:
-    the paths of this host.
+    Certificate and redirect are of ``owner``, by default the oldest one's namespace.  Refusals by
+    Ingress key.  Cost: the paths of this host.
     """
     no: dict[str, list[Refusal]] = {}
     routes: dict[tuple[str, bool], tuple[Route, str]] = {}
@@ -307,7 +308,8 @@ def host_model(
     known: dict[tuple[str, str, str, int], str] = {}  # Service ports of which nothing is to be said
     beyond: dict[str, int] = {}  # Ingress → its paths that the host has no place for
     ordered = tuple(ingresses)
-    certificate = _certificate(host, ordered, store, no)
+    owner = owner or ordered[0].metadata.namespace
+    certificate = _certificate(host, owner, ordered, store, no)
 
     def add(ingress: Ingress, path: PathView) -> None:
         key = ingress.metadata.key
@@ -383,30 +385,34 @@ def _no_place(host: str, key: str, count: int, limit: int) -> Refusal:
 
 
 def _certificate(
-    host: str, ordered: tuple[Ingress, ...], store: Store, no: dict[str, list[Refusal]]
+    host: str,
+    owner: str,
+    ordered: tuple[Ingress, ...],
+    store: Store,
+    no: dict[str, list[Refusal]],
 ) -> str:
-    """The Secret of a host ("": none): the first that its owner's namespace names.
+    """The Secret of a host ("": none): the first that its owner, a namespace, names.
 
-    The owner is the oldest; another namespace's never counts, also where the owner has none.
+    Another namespace's never counts, also where the owner has none.
     """
-    first, certificate, owner = ordered[0], "", ""
+    certificate, of = "", ""
     for ingress in ordered:
         key = ingress.metadata.key
         tls = store.view(key).tls.get(host)
         if tls is None:
             continue
-        if ingress.metadata.namespace != first.metadata.namespace:
+        if ingress.metadata.namespace != owner:
             remedy = (
-                f"{host or 'Any host'} is of namespace {first.metadata.namespace}, whose Ingress"
-                f" {first.metadata.key} named it first: that decides about its certificate. Take"
-                f" {host or 'the entry'} out of tls, or choose another host."
+                f"{host or 'Any host'} is of namespace {owner}, which named it first: that decides"
+                f" about its certificate. Take {host or 'the entry'} out of tls, or choose another"
+                " host."
             )
         elif not certificate:
-            certificate, owner = tls[0], key
+            certificate, of = tls[0], key
             continue
         elif tls[0] != certificate:
             remedy = (
-                f"Ingress {owner}, which is older, serves {host} with Secret {certificate}."
+                f"Ingress {of}, which is older, serves {host} with Secret {certificate}."
                 " Use that one."
             )
         else:
