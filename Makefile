@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SUDO_APT = apt-get -o Dpkg::Use-Pty=0 -qq -y
 
 .DEFAULT_GOAL := help
-.PHONY: help conformance docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench bench-neighbours debug demo clean
+.PHONY: fuzz help conformance docs chart nodes-up nodes-down images test-cluster bench-cluster cluster-up soak cluster venv prerequisites build test test-slow lint format typecheck bench bench-neighbours debug demo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,10 @@ bench-neighbours: venv ## what a small application waits for its edit while anot
 
 bench-cluster: venv cluster ## boot, one change, churn, informers over a real API server (10 minutes, root)
 	$(BIN)/python -m pytest benchmarks/cluster $(PYTEST_ARGS)
+
+fuzz: venv cluster ## objects made up from the published schemas, through all of it: SEED=7 SECONDS=1800 (two minutes unless told, root)
+	PYTHONPATH=tests unshare --net --mount sh -c 'mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; \
+	  ip link set lo up; exec $(BIN)/python -m fuzz $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))'
 
 conformance: venv cluster ## the Gateway API's own suite; CONFORMANCE_ARGS='-run-test=NAME' (10 minutes, root)
 	@tests/conformance/build >/dev/null # what it fetches, it fetches before it has no network

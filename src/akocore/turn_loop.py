@@ -164,4 +164,6 @@ class TurnLoop:
 
     def _size(self, change: Change) -> int:
         old = self._at.store.all(change.kind).get(change.key)
-        return max(weight(change.obj), weight(old))
+        unit, object_ = ("weight", change.kind, change.key), f"{change.kind}/{change.key}"
+        found = self._at.faults.run(unit, object_, lambda: max(weight(change.obj), weight(old)))
+        return found or 0

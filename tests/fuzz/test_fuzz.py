@@ -1,0 +1,34 @@
+"""Objects that a machine makes up are translated, sent and told, and nobody is hurt by them.
+
+FUZZ_SECONDS (120) and FUZZ_SEED (of the day) of the environment say how long, and with which.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fuzz.__main__ import run
+
+
+@pytest.mark.real
+def test_made_up_objects_end_in_nothing_but_refusals(
+    tmp_path: Path, require_real: Callable[[bool, str], None]
+) -> None:
+    require_real(os.geteuid() == 0, "root (the ports of Gateways are real ones)")
+    require_real(shutil.which("go") is not None, "go")
+    seed = int(os.environ.get("FUZZ_SEED", time.time() // 86_400))
+    found = run(tmp_path, seed, float(os.environ.get("FUZZ_SECONDS", "120")))
+    said = f"seed {seed}"
+    assert not found.exceptions, said
+    assert not found.nacks, said
+    assert not found.deaths, said
+    assert not found.silent, said
+    assert found.translated > 20, said
+    assert found.sent > 20, said
+    assert len(found.good) > 10, "of most kinds something good was made up"
