@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,11 +29,13 @@ _READ_BYTES: Final = 1 << 15  # some 700 events
 _HEAD: Final = struct.Struct("iIII")
 
 
-def walk(root: Path, rel: str = "") -> Iterator[tuple[str, bool]]:
+def walk(
+    root: Path, rel: str = "", lost: Callable[[str, OSError], None] = lambda *_: None
+) -> Iterator[tuple[str, bool]]:
     """(path relative to ``root``, is it a directory) of ``rel`` and all visible things below.
 
     Symlinks are followed, each directory once on its way down.  A directory is given before
-    it is listed.  What can't be listed, or is gone by now, is given as it is.
+    it is listed.  What can't be listed, or is gone by now, is given as it is; ``lost`` hears of it.
     """
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(rel, frozenset())]
     while pending:
@@ -57,8 +59,8 @@ def walk(root: Path, rel: str = "") -> Iterator[tuple[str, bool]]:
                         pending.append((prefix + entry.name, above | {this}))
                     else:
                         yield prefix + entry.name, False
-        except OSError:
-            continue
+        except OSError as err:
+            lost(here, err)
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -71,11 +73,12 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 class FileEvents:
     """One inotify instance over ``root`` and what is below.  Raises `OSError` when it can't be.
 
-    ``fileno`` is readable when `read` has something.
+    ``fileno`` is readable when `read` has something; ``lost``: as of `walk`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lost: Callable[[str, OSError], None] = lambda *_: None) -> None:
         self._root = root
+        self._lost = lost
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
@@ -162,7 +165,7 @@ class FileEvents:
         return os.path.isdir(self._root / path)
 
     def _add_tree(self, rel: str) -> None:
-        for path, is_directory in walk(self._root, rel):
+        for path, is_directory in walk(self._root, rel, self._lost):
             if not is_directory:
                 continue
             try:

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Callable,
+    Collection,
     Iterable,
     Iterator,
     Mapping,
@@ -37,6 +38,7 @@ from akocore.file_events import FileEvents, walk
 from akocore.kube.objects import Batch, Change, Object, Secret
 from akocore.manifest_file import BOUNDS, Reading, duplicate, read, too_large
 from akocore.model import Refusal
+from akocore.observe.listening import NO_FILES, OnceAMinute
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ _GONE_S: Final = 0.05  # after a removal: an editor or a move may bring it back
 _GATHER_S: Final = (0.01, 0.25)  # in a burst: the first and the longest time to gather
 _BURST: Final = 8  # files at once; somebody who edits one after another never waits
 _ROOT_S: Final = 0.2  # how often a root that is away is looked for
+_AGAIN_S: Final = 2.0  # after which what could not be read is looked at again
 
 
 class ManifestDirectoryError(Exception):
@@ -101,6 +104,9 @@ class ManifestDirectory:
         self._claims: dict[str, list[str]] = {}  # id → files that have it; the first one wins
         self._served: dict[str, Object] = {}
         self._gathering: _Gathering | None = None
+        self._unread: set[str] = set()  # files that could not be read when they were looked at
+        self._unlisted = False  # whether that is so of a directory
+        self._no_files = OnceAMinute()
         self.received: Counter[str] = Counter()  # changes, by kind
         self._root_is_there = True
 
@@ -138,14 +144,18 @@ class ManifestDirectory:
         """
         while not stop.is_set():
             try:
-                events = FileEvents(self._root)
+                events = FileEvents(self._root, self._lost)
             except (FileNotFoundError, NotADirectoryError):
                 if batch := self._root_is(False):
                     yield batch
                 await asyncio.sleep(_ROOT_S)
                 continue
             except OSError as err:
-                raise ManifestDirectoryError(f"{self._root} can't be watched: {err}.") from err
+                if self._gathering is None or err.errno not in NO_FILES:
+                    raise ManifestDirectoryError(f"{self._root} can't be watched: {err}.") from err
+                self._say_no_files(err, ".")
+                await asyncio.sleep(_AGAIN_S)
+                continue
             gathering = self._gathering = _Gathering(events, stop, self._known)
             big = BigFiles(lambda path: self._look([path]), gathering.wake)
             gathering.beside = big
@@ -155,6 +165,8 @@ class ManifestDirectory:
                     for batch in (self._root_is(True), await self._apply_gently(looks, at)):
                         if batch and (batch.changes or batch.refusals):
                             yield batch
+                    unlisted, self._unlisted = self._unlisted, False
+                    gathering.again(self._unread, anew=unlisted)
                     paths, at = await gathering.next()
                     if paths is None:
                         break
@@ -170,7 +182,11 @@ class ManifestDirectory:
     # ── looking: reads files, changes nothing here ──────────────────────────────────────────
 
     def _look_at_all(self) -> list[_Look]:
-        found = {p for p, is_dir in walk(self._root) if not is_dir and p.endswith(_SUFFIXES)}
+        found = {
+            p
+            for p, is_dir in walk(self._root, "", self._lost)
+            if not is_dir and p.endswith(_SUFFIXES)
+        }
         return self._look(found | self._files.keys())
 
     async def _look_at_some(
@@ -218,6 +234,15 @@ class ManifestDirectory:
             key=_natural,
         )
 
+    def _lost(self, path: str, err: OSError) -> None:
+        """A directory that can't be listed: if for want of files, all is looked at again."""
+        self._unlisted = self._unlisted or err.errno in NO_FILES
+        self._say_no_files(err, path)
+
+    def _say_no_files(self, err: OSError, path: str) -> None:
+        if err.errno in NO_FILES and self._no_files.due():
+            log.error("event=no_files_left what=%s why=%r", path or ".", err.strerror)
+
     def _files_of(self, paths: set[str]) -> set[str]:
         """The manifests that events on ``paths`` concern."""
         wanted: set[str] = set()
@@ -226,7 +251,7 @@ class ManifestDirectory:
             path = directory if name.startswith("..") else event  # a mounted ConfigMap's swap
             if path in self._under or os.path.isdir(self._root / path):
                 wanted |= self._under.get(path, set()) if path else self._files.keys()
-                wanted.update(p for p, is_dir in walk(self._root, path) if not is_dir)
+                wanted.update(p for p, is_dir in walk(self._root, path, self._lost) if not is_dir)
             wanted.add(path)
         return {p for p in wanted if p.endswith(_SUFFIXES)}
 
@@ -243,6 +268,7 @@ class ManifestDirectory:
         root = f"{self._root}/"
         for path in sorted(paths, key=_natural):
             old = self._files.get(path)
+            self._unread.discard(path)
             try:
                 found = os.stat(root + path)
                 if not stat.S_ISREG(found.st_mode):
@@ -258,6 +284,8 @@ class ManifestDirectory:
                     looks.append(_Look(path, None, 0))
                 continue
             except OSError as err:
+                self._unread.add(path)
+                self._say_no_files(err, path)
                 refusal = Refusal(
                     object=f"File/{path}",
                     field="",
@@ -445,6 +473,7 @@ class _Gathering:
         self._anew = False
         self.beside: Sized = ()  # what is read beside, and may be ready
         self._at = self._last = self._window = 0.0
+        self._later: asyncio.TimerHandle | None = None
         self._stopping = self._loop.create_task(stop.wait())
         self._stopping.add_done_callback(lambda _: self._woken.set())
         self._loop.add_reader(events.fileno(), self._collect)
@@ -457,7 +486,21 @@ class _Gathering:
         """Something that was read beside is ready."""
         self._woken.set()
 
+    def again(self, paths: Collection[str], *, anew: bool = False) -> None:
+        """Look at these once more in a while; ``anew``: at all."""
+        if (paths or anew) and self._later is None:
+            self._later = self._loop.call_later(_AGAIN_S, self._due, set(paths), anew)
+
+    def _due(self, paths: set[str], anew: bool) -> None:
+        self._later = None
+        self._anew = self._anew or anew
+        self._paths |= paths
+        self._at = time.monotonic()
+        self._woken.set()
+
     def close(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
         self._loop.remove_reader(self._events.fileno())
         self._stopping.cancel()
 

@@ -27,6 +27,7 @@ from akocore.cli.observing import (
     MetricsListen,
     fail,
 )
+from akocore.cli.open_files import as_many_as_allowed
 
 if TYPE_CHECKING:
     from akocore.engines.envoy.remote import TlsFiles
@@ -92,6 +93,7 @@ def serve(
             await serve.run()
 
     try:
+        as_many_as_allowed()
         asyncio.run(run())
     except (ConfigError, EngineError, ListenError, StateError, ManifestDirectoryError) as err:
         fail(err, log_format)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from aiohttp import hdrs, web
 
+from akocore.observe.listening import Listening
 from akocore.observe.observation import ListenError
 
 __all__ = ["Endpoints"]
@@ -34,6 +35,7 @@ class Endpoints:
         self._metrics = metrics
         self._unready = unready
         self._runner: web.AppRunner | None = None
+        self._listening: Listening | None = None
 
     async def start(self) -> None:
         """Raises `ListenError`."""
@@ -44,19 +46,24 @@ class Endpoints:
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/healthz", self._get_healthz)
         app.router.add_get("/readyz", self._get_readyz)
+        app.on_response_prepare.append(_once)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
+        self._listening = Listening(server)
         try:
-            host = place["v6"] or place["host"] or None
-            await web.TCPSite(self._runner, host, int(place["port"])).start()
+            found = await self._listening.start(place["v6"] or place["host"], int(place["port"]))
         except OSError as err:
             await self._runner.cleanup()
             why = os.strerror(err.errno) if err.errno and err.errno > 0 else str(err)
             raise ListenError(self._listen, why) from err
-        for address in self._runner.addresses:
+        for address in found:
             log.info("event=metrics_served at=%s", "{}:{}".format(*_bracketed(*address[:2])))
 
     async def stop(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -72,6 +79,11 @@ class Endpoints:
         reasons = self._unready()
         text = "".join(f"{reason}\n" for reason in reasons)
         return web.Response(text=text or "ok\n", status=503 if reasons else 200)
+
+
+async def _once(_request: web.Request, response: web.StreamResponse) -> None:
+    """A connection is for one question: it has no long life anyway."""
+    response.force_close()
 
 
 def _bracketed(host: str, port: int) -> tuple[str, int]:

@@ -45,6 +45,9 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Who has shown no certificate yet is nobody: neither for long nor in any number.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_allowed_incoming_connections", 4_096),
 )
 
 Say = Callable[[str, str, str, str], None]
