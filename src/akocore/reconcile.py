@@ -609,6 +609,22 @@ class Reconciler:
         self._retry_waiting()
         self.realiser.publish()
 
+    def judge(self) -> None:
+        """Leave out of hosts what engines refuse.  Cost: nothing while they refuse nothing."""
+        gateway, services = self.realiser.gateway, self.placement.services
+        gateway.judge(self.ads.fleet.values(), services)
+        fleet = self.ads.fleet.values()
+        gateway.judged(
+            services,
+            lambda group: min((e.acknowledged for e in fleet if e.group == group), default=0),
+        )
+        self.realiser.publish()
+        gateway.begun(lambda group: self.ads.catalog(group).sequence)
+        untold, gateway.untold = gateway.untold, set()
+        for grpc, name in untold:
+            key = name.rpartition("/")[0]
+            self.gateway_api.touched.add(("GRPCRoute" if grpc else "HTTPRoute", key))
+
     def settle_move(self, move: Move) -> None:
         """Every engine has the new places: status names them from now on."""
         for host, vs in move.hosts:

@@ -707,6 +707,9 @@ class Serve:
 
     def _progress(self, group: str) -> None:
         self.loop.progressed()
+        nacks = self.ads.nacks + sum(e.nacks for e in self.ads.elsewhere.values())
+        if nacks != self._nacks_said or self.reconciler.realiser.gateway.trying:
+            self.reconciler.judge()
         if self.external is not None:
             self.external.progressed()
         fleet = [
@@ -725,7 +728,6 @@ class Serve:
         self._settle_moves()
         if self.routes is not None:
             self.routes.acknowledged()
-        nacks = self.ads.nacks + sum(e.nacks for e in self.ads.elsewhere.values())
         if nacks != self._nacks_said:
             self._nacks_said = nacks
             self._say(self.reconciler.realiser.rejected_ingresses())

@@ -480,9 +480,11 @@ def route(at: Reconciler, id_: RouteId) -> list[tuple[ParentReference, tuple[Say
 def _findings(at: Reconciler, state: RouteState) -> tuple[Finding, ...]:
     """What is wrong with a route: as it was translated, and faults of ours over it since."""
     found = state.rules.findings
+    object_ = f"{state.route.KIND}/{state.route.metadata.key}"
+    if at.realiser.gateway.left_out:
+        found = (*found, *_refused_rules(at, state, object_))
     if not at.faults:
         return found
-    object_ = f"{state.route.KIND}/{state.route.metadata.key}"
     mine = [Finding("PartiallyInvalid", one) for one in at.faults.of(object_)]
     for ref in sorted(one for one in state.rules.refers if one.startswith("Service/")):
         for said in at.faults.of(ref):
@@ -490,6 +492,21 @@ def _findings(at: Reconciler, state: RouteState) -> tuple[Finding, ...]:
             refusal = Refusal(object=object_, field="spec.rules", reason=said.reason, remedy=remedy)
             mine.append(Finding("PartiallyInvalid", refusal))
     return (*found, *mine)
+
+
+def _refused_rules(at: Reconciler, state: RouteState, object_: str) -> list[Finding]:
+    """Rules that Service Engines refuse: their paths are answered with a 500."""
+    out: dict[Finding, None] = {}
+    for rule in state.rules.rules:
+        for why in at.realiser.gateway.left_out.get((rule.grpc, rule.name), {}).values():
+            refusal = Refusal(
+                object=object_,
+                field=f"spec.rules[{rule.name.rpartition('/')[2]}]",
+                reason="EngineRejected",
+                remedy=f"Service Engines refuse it: {why}. Its requests get a 500.",
+            )
+            out[Finding("PartiallyInvalid", refusal)] = None
+    return list(out)
 
 
 def _parent(at: Reconciler, state: RouteState, attached: Attached) -> tuple[Says, ...]:
@@ -640,7 +657,8 @@ def _resources(at: Reconciler, state: RouteState) -> set[tuple[str, str]]:
         if service is None or service.gateway is None:
             continue
         for place, placed in service.gateway.hosts.items():
-            if placed.owner == listener and place.host in hosts:
+            tried = (service.name, place) in at.realiser.gateway.trying  # it is not known yet
+            if placed.owner == listener and place.host in hosts and not tried:
                 out |= {(SRDS, name) for _, name in placed.scopes}
                 out |= {(CDS, cluster_name(cluster)) for _, _, cluster in placed.backends}
     return out

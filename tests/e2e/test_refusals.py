@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
+from envoy.config.route.v3 import route_components_pb2 as route_pb2
 
 from akocore import status_gateway
+from akocore.engines.envoy import gateway, http_rule
+from akocore.engines.envoy.http_rule import At
+from akocore.engines.envoy.resources import SRDS
 from akocore.kube.gateway_objects import GATEWAY
+from akocore.model_http import HttpRule
 from akocore.translate.tls import Certificate
 from e2e.house import House, house_over
 from e2e.test_gateway_api import CLASS, SERVICE
+from engines.gateway_rig import until
 from engines.refusals import BAD_CERTIFICATES, certificate_of
 
 pytestmark = pytest.mark.real
@@ -111,3 +120,152 @@ async def test_a_certificate_that_engines_cannot_use_is_told_on_its_listener(hou
     house.write("odd.yaml", _secret("odd", certificate_of("odd.example.test")))
     await house.until(lambda: programmed("odd"))
     assert await _shown(vip, 443 + house.offset, "odd.example.test")
+
+
+SHARED = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: web}
+spec:
+  gatewayClassName: avi-lb
+  listeners: [{name: http, port: 80, protocol: HTTP}]
+"""
+ROUTE = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: NAME}
+spec:
+  parentRefs: [{name: web}]
+  hostnames: [AUTHORITY]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: PATH}}]
+    filters: [FILTER]
+"""
+
+
+def _route(name: str, path: str, to: str, host: str = "shared.test") -> str:
+    target = f"{{type: RequestRedirect, requestRedirect: {{hostname: {to}, statusCode: 302}}}}"
+    text = ROUTE.replace("NAME", name).replace("PATH", path).replace("FILTER", target)
+    return text.replace("AUTHORITY", host)
+
+
+class Shared:
+    """A host that routes share, and what an engine refuses of one of them, below translation."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.vip = ""
+
+    async def start(self) -> None:
+        self.house.write("web.yaml", SHARED)
+        for name in ("good", "zbad"):
+            self.house.write(f"{name}.yaml", _route(name, f"/{name}", "v1.test"))
+
+        async def served() -> bool:
+            said = status_gateway.gateway(self.house.serve.reconciler, "default/web")
+            self.vip = said.addresses[0] if said is not None and said.addresses else ""
+            return bool(self.vip) and await self.to("/good") == await self.to("/zbad") == "v1.test"
+
+        await until(served)
+
+    async def to(self, path: str, host: str = "shared.test") -> str:
+        url = f"http://{self.vip}:{80 + self.house.offset}{path}"
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(url, headers={"host": host}, allow_redirects=False) as got,
+        ):
+            if got.status != 302:
+                return str(got.status)
+            return got.headers["location"].split("/")[2].partition(":")[0]
+
+    async def leads(self, path: str, to: str, host: str = "shared.test") -> None:
+        """Until both engines say so: each connection is another one's turn."""
+
+        async def all_do() -> bool:
+            return {await self.to(path, host) for _ in range(8)} == {to}
+
+        await until(all_do)
+
+    def said(self, name: str) -> list[tuple[str, str]]:
+        id_ = ("HTTPRoute", f"default/{name}")
+        found = status_gateway.refusals(self.house.serve.reconciler, *id_) or []
+        return [(one.field, one.reason) for one in found]
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Translation that lets something pass: a rule to "bad.test" is one that Envoy refuses."""
+    plain = http_rule.routes
+
+    def routes(rule: HttpRule, at: At) -> Iterator[route_pb2.Route]:
+        for one in plain(rule, at):
+            if rule.redirect is not None and rule.redirect.host.startswith("bad"):
+                one.request_headers_to_remove.append(":path")
+            yield one
+
+    monkeypatch.setattr(gateway, "routes", routes)
+
+
+@pytest.mark.usefixtures("broken")
+async def test_of_a_shared_host_just_the_refused_rule_is_left_out(house: House) -> None:
+    shared = Shared(house)
+    await shared.start()
+    house.write("zbad.yaml", _route("zbad", "/zbad", "bad.test"))
+    await shared.leads("/zbad", "500")
+    await shared.leads("/good", "v1.test")
+    house.write("good.yaml", _route("good", "/good", "v2.test"))
+    await shared.leads("/good", "v2.test")
+    assert shared.said("zbad") == [("spec.rules[0]", "EngineRejected")]
+    assert shared.said("good") == []
+    told = [e.object for e in house.serve.events if e.reason == "EngineRejected"]
+    assert told == ["HTTPRoute/default/zbad"]  # once, of all engines together
+    house.write("zbad.yaml", _route("zbad", "/zbad", "v3.test"))
+    await shared.leads("/zbad", "v3.test")
+    await house.until(lambda: shared.said("zbad") == [])
+    catalog = house.serve.ads.catalog("Default-Group")
+    assert not any("trial-" in name for name in catalog.resources[SRDS])
+
+
+@pytest.mark.usefixtures("broken")
+async def test_what_engines_refused_of_a_host_is_left_out_on_new_ones_from_the_start(
+    house: House,
+) -> None:
+    shared = Shared(house)
+    await shared.start()
+    house.write("zbad.yaml", _route("zbad", "/zbad", "bad.test"))
+    await shared.leads("/zbad", "500")
+    for running in house.serve.engines.running.values():
+        if running.pid is not None:
+            os.kill(running.pid, signal.SIGKILL)
+    await house.until(lambda: not house.serve.ads.engines)
+    await until(lambda: len(house.serve.ads.engines) == 2, 40)
+    await shared.leads("/good", "v1.test")
+    await shared.leads("/zbad", "500")
+    assert shared.said("zbad") == [("spec.rules[0]", "EngineRejected")]
+
+
+@pytest.mark.usefixtures("broken")
+async def test_a_host_that_is_bad_from_the_start_has_its_good_rules(house: House) -> None:
+    house.write("zbad.yaml", _route("zbad", "/zbad", "bad.test"))
+    for n in range(20):
+        house.write(
+            f"h{n}.yaml", _route(f"h{n}", "/", "bad.test" if n == 7 else "v1.test", f"h{n}.test")
+        )
+    shared = Shared(house)
+    house.write("good.yaml", _route("good", "/good", "v1.test"))
+    house.write("web.yaml", SHARED)
+    await house.until(
+        lambda: bool(
+            (s := status_gateway.gateway(house.serve.reconciler, "default/web")) and s.addresses
+        )
+    )
+    said = status_gateway.gateway(house.serve.reconciler, "default/web")
+    assert said is not None
+    shared.vip = said.addresses[0]
+    await shared.leads("/good", "v1.test")
+    await shared.leads("/zbad", "500")
+    for n in range(20):
+        await shared.leads("/", "500" if n == 7 else "v1.test", f"h{n}.test")
+        assert shared.said(f"h{n}") == ([("spec.rules[0]", "EngineRejected")] if n == 7 else [])
+    house.write("h7.yaml", _route("h7", "/", "v1.test", "h7.test"))
+    await shared.leads("/", "v1.test", "h7.test")

@@ -60,6 +60,7 @@ __all__ = [
     "rule_of",
 ]
 
+_LATER = 4e9  # seconds since 1970: certificates have not expired
 _ORIGINS = ("https://a.test",)
 _LARGE = "/o" + "/[^/]{1,1000}" * 4  # more instructions than Envoy may take
 
@@ -153,7 +154,7 @@ def certificate_of(version: str) -> Certificate:
         .not_valid_after(now + datetime.timedelta(days=1))
         .sign(_key(), hashes.SHA256())
     )
-    return Certificate(made.public_bytes(Encoding.PEM), _pem(_key()), 0.0)
+    return Certificate(made.public_bytes(Encoding.PEM), _pem(_key()), _LATER)
 
 
 @cache
@@ -162,9 +163,9 @@ def _other() -> ec.EllipticCurvePrivateKey:
 
 
 BAD_CERTIFICATES: dict[str, Callable[[], Certificate]] = {
-    "another's key": lambda: Certificate(certificate_of("bad").chain, _pem(_other()), 0.0),
-    "no certificate": lambda: Certificate(b"none", _pem(_key()), 0.0),
-    "no key": lambda: Certificate(certificate_of("bad").chain, b"none", 0.0),
+    "another's key": lambda: Certificate(certificate_of("bad").chain, _pem(_other()), _LATER),
+    "no certificate": lambda: Certificate(b"none", _pem(_key()), _LATER),
+    "no key": lambda: Certificate(certificate_of("bad").chain, b"none", _LATER),
 }
 
 
