@@ -26,6 +26,7 @@ from akocore import status
 from akocore.engines.envoy.resources import LDS
 from akocore.model import Refusal
 from e2e.house import CLASS, House, house_over
+from engines.refusals import BAD_CERTIFICATES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -350,20 +351,13 @@ async def test_the_fiftieth_tls_host_changes_no_listener(tls: TLS) -> None:
 async def test_what_only_the_engine_finds_out_is_said_and_leaves_no_client_waiting(
     tls: TLS,
 ) -> None:
-    """Envoy takes no RSA exponent of more than 33 bits."""
-    plain = rsa.generate_private_key(65537, 2048).private_numbers()
-    p, q, e = plain.p, plain.q, (1 << 40) + 15
-    while True:
-        try:
-            d = pow(e, -1, (p - 1) * (q - 1))
-            break
-        except ValueError:
-            e += 2
-    odd = rsa.RSAPrivateNumbers(
-        *(p, q, d, d % (p - 1), d % (q - 1), plain.iqmp, rsa.RSAPublicNumbers(e, p * q))
-    ).private_key()
-    tls.secret("odd", made("odd.test", odd))
+    """Here it is given another's key, past translation, which sees that."""
+    tls.secret("odd", made("odd.test"))
     await tls.app("odd", "odd.test")
+    realiser = tls.house.serve.reconciler.realiser
+    realiser.certificates["default/odd"] = BAD_CERTIFICATES["another's key"]()
+    realiser.push_secrets(["default/odd"])
+    realiser.publish()
     assert await tls.shown("odd.test") == {0}
     await tls.house.until(lambda: len(tls.refusals("odd")) == 1)
     assert {(r.field, r.reason) for r in tls.refusals("odd")} == {("spec.tls", "EngineRejected")}
