@@ -170,13 +170,16 @@ class Shared:
 
     async def to(self, path: str, host: str = "shared.test") -> str:
         url = f"http://{self.vip}:{80 + self.house.offset}{path}"
-        async with (
-            aiohttp.ClientSession() as client,
-            client.get(url, headers={"host": host}, allow_redirects=False) as got,
-        ):
-            if got.status != 302:
-                return str(got.status)
-            return got.headers["location"].split("/")[2].partition(":")[0]
+        try:
+            async with (
+                aiohttp.ClientSession() as client,
+                client.get(url, headers={"host": host}, allow_redirects=False) as got,
+            ):
+                if got.status != 302:
+                    return str(got.status)
+                return got.headers["location"].split("/")[2].partition(":")[0]
+        except aiohttp.ClientError as err:
+            return type(err).__name__
 
     async def leads(self, path: str, to: str, host: str = "shared.test") -> None:
         """Until both engines say so: each connection is another one's turn."""
@@ -184,7 +187,7 @@ class Shared:
         async def all_do() -> bool:
             return {await self.to(path, host) for _ in range(8)} == {to}
 
-        await until(all_do)
+        await until(all_do, 40)
 
     def said(self, name: str) -> list[tuple[str, str]]:
         id_ = ("HTTPRoute", f"default/{name}")
