@@ -29,15 +29,15 @@ _BY_NAME: Final[dict[str, tuple[Any, ...]]] = {
     "number": PORTS,
     "targetPort": PORTS,
     "addressType": ("IPv4", "IPv4", "IPv6", "FQDN"),
-    "sectionName": ("http", "tls", "tcp", "udp"),
+    "sectionName": ("http", "http", "http", "tls", "tcp", "udp"),
     "addresses": _ADDRESSES,
-    "namespace": ("default", "other"),
+    "namespace": (*("default",) * 12, "other"),
 }
 
 
 def hint(rng: random.Random, path: tuple[str, ...], schema: Schema) -> Any:
     """What would mean something at the end of a path; `NOTHING`: the schema's own choice."""
-    if not path or rng.random() < 0.2 or schema.get("type") in ("array", "object"):
+    if not path or rng.random() < 0.04 or schema.get("type") in ("array", "object"):
         return NOTHING
     own, above = path[-1], path[-2] if len(path) > 1 else ""
     if own == "name" and above in ("backendRefs", "backendRef", "service"):
@@ -61,8 +61,8 @@ def hint(rng: random.Random, path: tuple[str, ...], schema: Schema) -> Any:
     if own == "group":
         parents = above in ("parentRefs", "parentRef")
         return "gateway.networking.k8s.io" if parents else ""
-    if own == "port" and above in ("backendRefs", "backendRef"):
-        return rng.choice(PORTS)
+    if own == "port" and above in ("backendRefs", "backendRef", "parentRefs", "parentRef"):
+        return rng.choice(PORTS if above.startswith("backend") else (80, 80, 80, 8080))
     if own == "path" and above == "paths":
         return rng.choice(("/", "/a", "/a/b", "/%7e", "/a b", "a", "/é", "/a?b", "//"))
     if own == "value" and above in ("path", "headers", "queryParams"):
