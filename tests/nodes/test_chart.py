@@ -38,6 +38,35 @@ def test_the_default_values_are_a_configuration(nodes: Nodes) -> None:
     assert found.defaults.se_group in found.service_engine_groups
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("blockedNamespaceList={kube-system}", "blockedNamespaceList keeps namespaces out"),
+        ("namespaceSelector.labelKey=team", "namespaceSelector chooses namespaces"),
+    ],
+)
+def test_values_of_ako_that_mean_less_access_are_refused(
+    nodes: Nodes, value: str, says: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"{says} and is not served"):
+        config_of(nodes, "--set", f"AKOSettings.{value}")
+
+
+def test_chosen_namespaces_are_served_by_roles_in_them(nodes: Nodes) -> None:
+    chosen = ("--set", "watchNamespaces={shop,blog}")
+    assert config_of(nodes, *chosen).watch_namespaces == ("shop", "blog")
+    show = ("--show-only", "templates/access.yaml", "--kube-version", "1.35.0")
+    made = nodes.helm("template", "akocore", str(CHART), *show, *chosen)
+    roles = [msgspec.yaml.decode(one) for one in made.split("\n---\n")]
+    reads = {
+        (role["kind"], role["metadata"].get("namespace"))
+        for role in roles
+        for rule in role.get("rules") or ()
+        if "secrets" in rule["resources"] and "watch" in rule["verbs"]
+    }
+    assert reads == {("Role", "shop"), ("Role", "blog"), ("Role", None)}  # None: its own
+
+
 def test_a_value_that_means_nothing_is_refused_with_those_that_do(nodes: Nodes) -> None:
     with pytest.raises(RuntimeError, match="'LARGE', 'MEDIUM', 'SMALL', 'DEDICATED'"):
         config_of(nodes, "--set", "L7Settings.shardVSSize=HUGE")
