@@ -45,7 +45,7 @@ async def pipeline(scratch: Path, count: int) -> dict[str, Any]:
         running.dummy("app", i)
     began = time.perf_counter()
     async with running:
-        while not (running.state / "xds.sock").exists():
+        while not (running.state / "control.sock").exists():
             await asyncio.sleep(0.01)
         async with asyncio.timeout(30):
             while (ready := running.log.read_text()).count("event=se_ready") != 2:

@@ -1,13 +1,15 @@
-"""What a running akocore answers on its unix socket: gRPC, JSON in and JSON out.
+"""What a running akocore answers on its control socket: gRPC, JSON in and JSON out.
 
 ``akocore.v1alpha1.Control/Get``, ``/Explain`` and ``/Scale``.
+The socket is our user's alone: Service Engines, which parse what strangers send, have their own.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import msgspec
@@ -15,6 +17,7 @@ import orjson
 
 from akocore import status, status_gateway, status_l4
 from akocore.engines.agent.messages import Report
+from akocore.engines.envoy.ads import unlimited
 from akocore.engines.envoy.process import EngineError, not_confined
 from akocore.kube.gateway_objects import ROUTE_KINDS
 from akocore.place.scale import FOLLOWS_OBJECTS
@@ -22,7 +25,10 @@ from akocore.place.scale import FOLLOWS_OBJECTS
 if TYPE_CHECKING:
     from akocore.serve import Serve
 
-__all__ = ["Control"]
+__all__ = ["CONTROL_SOCKET", "Control"]
+
+CONTROL_SOCKET: Final = "control.sock"
+"""Its name in the state directory."""
 
 _SERVICE = "akocore.v1alpha1.Control"
 _ROUTES = {kind.KIND.lower(): kind.KIND for kind in ROUTE_KINDS}
@@ -31,10 +37,25 @@ _ROUTES = {kind.KIND.lower(): kind.KIND for kind in ROUTE_KINDS}
 class Control:
     """The answers of one akocore."""
 
-    def __init__(self, serve: Serve) -> None:
+    def __init__(self, serve: Serve, socket: Path) -> None:
         self._serve = serve
+        self._socket = socket
+        self._server: grpc.aio.Server | None = None
 
-    def service(self) -> grpc.GenericRpcHandler:
+    async def start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        self._server = grpc.aio.server(options=unlimited)
+        self._server.add_generic_rpc_handlers((self._service(),))
+        self._server.add_insecure_port(f"unix:{self._socket}")
+        await self._server.start()
+        self._socket.chmod(0o600)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0.2)
+        self._socket.unlink(missing_ok=True)
+
+    def _service(self) -> grpc.GenericRpcHandler:
         method: Any = grpc.unary_unary_rpc_method_handler
         methods = {
             "Get": method(self._get),

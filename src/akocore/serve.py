@@ -17,7 +17,7 @@ from typing import Final, cast
 
 from akocore import status, status_gateway, status_l4
 from akocore.config import Config
-from akocore.control import Control
+from akocore.control import CONTROL_SOCKET, Control
 from akocore.engines.addresses import own_addresses
 from akocore.engines.agent.messages import CANT_HAND_OVER
 from akocore.engines.envoy.ads import AdsServer, Elsewhere
@@ -95,6 +95,8 @@ class Serve:
         self.lead = lead
         if lead is not None:
             lead.on_change = self._lead
+        self.control_socket = state_dir / CONTROL_SOCKET
+        self._control = Control(self, self.control_socket)
         socket = state_dir / "xds.sock"
         asks = self._scopes_of if external is None else None
         self.ads = AdsServer(socket, self._progress, asks)
@@ -194,8 +196,9 @@ class Serve:
         try:
             if self.external is None:
                 may_listen(80 + self.port_offset)
-            control = Control(self).service()
-            await self.ads.start(control, *([] if self.external else [self.ads.service()]))
+            await self._control.start()
+            if self.external is None:
+                await self.ads.start(self.ads.service())
             try:
                 if self.external is not None:
                     await self.external.open()
@@ -236,6 +239,7 @@ class Serve:
             if self.external is not None:
                 await self.external.stop()
             await self.ads.stop()
+            await self._control.stop()
             await self._commit()
             self.facts.close()
             if self.lead is not None:

@@ -159,7 +159,7 @@ class Site:
     async def ask(self, method: str, controller: str = "one", **question: Any) -> Any:
         import grpc
 
-        socket = self.home / controller / "xds.sock"
+        socket = self.home / controller / "control.sock"
         async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
             call: Any = channel.unary_unary(f"/akocore.v1alpha1.Control/{method}")
             return orjson.loads(await call(orjson.dumps(question), wait_for_ready=True))

@@ -40,7 +40,7 @@ def soak(arguments: list[str]) -> int:
         command = [*akocore, "controller", "--kubeconfig", str(plane.controllers_kubeconfig)]
         controller = subprocess.Popen([*command, *state], stderr=log)
         try:
-            while not (scratch / "state" / "xds.sock").exists():
+            while not (scratch / "state" / "control.sock").exists():
                 if controller.poll() is not None:
                     sys.exit((scratch / "akocore.log").read_text())
                 time.sleep(0.1)

@@ -246,7 +246,7 @@ async def test_on_tcp_there_is_discovery_alone_and_on_the_socket_there_is_none(
             return err.code()
         return grpc.StatusCode.OK
 
-    socket = f"unix:{site.one.state / 'xds.sock'}"
+    socket = f"unix:{site.one.state / 'control.sock'}"
     question = DeltaDiscoveryRequest(type_url=CDS)
     question.node.id, question.node.cluster = "se-1", "Default-Group"
     hello = question.SerializeToString()

@@ -172,7 +172,9 @@ class Running:
     async def ask(self, kind: str) -> list[dict[str, Any]]:
         """The items of ``akocore get KIND -o json``; none while akocore starts."""
         unlimited = [("grpc.max_receive_message_length", -1)]
-        async with grpc.aio.insecure_channel(f"unix:{self.state / 'xds.sock'}", unlimited) as at:
+        async with grpc.aio.insecure_channel(
+            f"unix:{self.state / 'control.sock'}", unlimited
+        ) as at:
             call: Any = at.unary_unary("/akocore.v1alpha1.Control/Get")
             try:
                 answer = await call(orjson.dumps({"kind": kind}), timeout=30)
@@ -186,7 +188,7 @@ class Running:
 
     async def explain(self, key: str) -> dict[str, Any]:
         """``akocore explain ingress/KEY -o json``."""
-        async with grpc.aio.insecure_channel(f"unix:{self.state / 'xds.sock'}") as at:
+        async with grpc.aio.insecure_channel(f"unix:{self.state / 'control.sock'}") as at:
             call: Any = at.unary_unary("/akocore.v1alpha1.Control/Explain")
             question = orjson.dumps({"ingress": key})
             found: dict[str, Any] = orjson.loads(await call(question, timeout=30))

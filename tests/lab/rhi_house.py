@@ -134,7 +134,7 @@ class House:
     async def ask(self, method: str, **question: Any) -> Any:
         import grpc
 
-        async with grpc.aio.insecure_channel(f"unix:{self.serve.ads.socket}") as channel:
+        async with grpc.aio.insecure_channel(f"unix:{self.serve.control_socket}") as channel:
             call: Any = channel.unary_unary(f"/akocore.v1alpha1.Control/{method}")
             return orjson.loads(await call(orjson.dumps(question)))
 

@@ -18,7 +18,7 @@ def ask(state: Path, method: str, question: dict[str, Any]) -> Any:
     import grpc
     import orjson
 
-    with grpc.insecure_channel(f"unix:{(state / 'xds.sock').absolute()}") as channel:
+    with grpc.insecure_channel(f"unix:{(state / 'control.sock').absolute()}") as channel:
         call: Any = channel.unary_unary(f"/akocore.v1alpha1.Control/{method}")
         try:
             return orjson.loads(call(orjson.dumps(question), timeout=30))

@@ -138,7 +138,7 @@ class Demo:
         import grpc
         import orjson
 
-        async with grpc.aio.insecure_channel(f"unix:{self.state / 'xds.sock'}") as channel:
+        async with grpc.aio.insecure_channel(f"unix:{self.state / 'control.sock'}") as channel:
             call: Any = channel.unary_unary("/akocore.v1alpha1.Control/Get")
             items: list[dict[str, Any]] = orjson.loads(await call(orjson.dumps({"kind": kind})))[
                 "items"
@@ -244,7 +244,7 @@ async def _akocore(scratch: Path, offset: int, envoy: Path | None) -> AsyncItera
         )
     try:
         async with asyncio.timeout(30):
-            while not (state / "xds.sock").exists():
+            while not (state / "control.sock").exists():
                 if child.returncode is not None:
                     raise DemoError(log.read_text().strip())
                 await asyncio.sleep(0.01)

@@ -122,7 +122,7 @@ class _Demo:
     async def ask(self, method: str, **question: Any) -> Any:
         import grpc
 
-        async with grpc.aio.insecure_channel(f"unix:{self.serve.ads.socket}") as channel:
+        async with grpc.aio.insecure_channel(f"unix:{self.serve.control_socket}") as channel:
             call: Any = channel.unary_unary(f"/akocore.v1alpha1.Control/{method}")
             return json.loads(await call(json.dumps(question).encode()))
 

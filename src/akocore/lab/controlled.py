@@ -104,7 +104,7 @@ class Controlled:
     def _ask(self, method: str, question: bytes) -> Any:
         import grpc
 
-        socket = self.directory / "controller" / "xds.sock"
+        socket = self.directory / "controller" / "control.sock"
         with grpc.insecure_channel(f"unix:{socket}") as channel:
             call: Any = channel.unary_unary(f"/akocore.v1alpha1.Control/{method}")
             try:

@@ -94,7 +94,12 @@ def _text(stored: bytes) -> str:
 
 _NAME: Final = "placement.db"
 _CLEAN: Final = 1  # ``user_version`` of a file that never had anything of a Secret
-_OURS: Final = ("engines", "xds.sock", _NAME)  # what a state directory of ours begins with
+_OURS: Final = (
+    "engines",
+    "xds.sock",
+    "control.sock",
+    _NAME,
+)  # what a state directory of ours begins with
 
 
 def _close_to_others(directory: Path) -> None:
