@@ -25,6 +25,7 @@ from mmh3 import hash64
 from msgspec import Struct
 
 from akocore import __version__
+from akocore.engines.addresses import own_addresses
 from akocore.engines.agent.link import Link
 from akocore.engines.agent.messages import (
     CANT_HAND_OVER,
@@ -124,9 +125,9 @@ class Agent:
         )
         self._session: Session | None = None
         if frr is not None:
-            self._session = Session(
-                Router(self._directory / "frr", frr, listen=(settings.address,))
-            )
+            # bgpd doesn't begin where it can't listen: an address that is to come is no place yet.
+            own = {settings.address} & own_addresses()
+            self._session = Session(Router(self._directory / "frr", frr, listen=own))
         self.link = Link(
             settings.controllers.places,
             settings.controllers.tls,

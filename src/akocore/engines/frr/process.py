@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 
@@ -239,7 +239,7 @@ class Router:
     """The daemons of one Service Engine, in a directory of its own.
 
     ``namespace``: the network namespace they run in, as a file; None: the one we are in.
-    ``listen``: the addresses at which peers find it, of those that there are then; (): all.
+    ``listen``: the addresses at which peers find it, which must be there; (): all.
     ``on_change(daemon)`` is called in the event loop whenever ``daemons[daemon]`` changed.
     """
 
@@ -249,13 +249,13 @@ class Router:
         frr: Frr,
         namespace: Path | None = None,
         *,
-        listen: Sequence[str] = (),
+        listen: Collection[str] = (),
         kill_after_s: float = 5.0,
         on_change: Callable[[str], None] = lambda _daemon: None,
     ) -> None:
         self.directory = directory.absolute()
         self.namespace = namespace
-        self._listen = tuple(listen)
+        self._listen = tuple(sorted(listen))
         self._frr = frr
         self._kill_after_s = kill_after_s
         self._on_change = on_change
