@@ -23,7 +23,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def _engines() -> dict[str, Any]:
-    image = Image(IMAGE, "IfNotPresent", "akocore-xds:18000")
+    image = Image(IMAGE, "IfNotPresent", "akocore-xds:18000", "akocore-xds:18001")
     return stateful_set("Default-Group", ServiceEngineGroupSpec(), 2, image)
 
 
@@ -39,6 +39,9 @@ def _main(made: dict[str, Any]) -> dict[str, Any]:
 
 _HOST = {"name": "host", "hostPath": {"path": "/"}}
 _TOKEN = {"serviceAccountToken": {"path": "token"}}
+_OURS = {"serviceAccountToken": {"path": "token", "audience": "akocore-xds"}}
+_OTHERS = {"path": "token", "audience": "https://kubernetes.default.svc"}
+_MORE = {"secret": {"name": "akocore-xds-ca"}}
 _PROBE = {"exec": {"command": ["sh"]}}
 EDITS: dict[str, Edit] = {
     "another image": lambda m: _main(m).update(image="registry.example/other:1"),
@@ -60,6 +63,21 @@ EDITS: dict[str, Edit] = {
     ),
     "a token in a volume": lambda m: _pod(m)["volumes"].append(
         {"name": "t", "projected": {"sources": [_TOKEN]}}
+    ),
+    "a token for others": lambda m: _pod(m)["volumes"].append(
+        {"name": "t", "projected": {"sources": [{"serviceAccountToken": _OTHERS}]}}
+    ),
+    "something beside its own token": lambda m: _pod(m)["volumes"].append(
+        {"name": "t", "projected": {"sources": [_OURS, _MORE]}}
+    ),
+    "the authority's key": lambda m: _pod(m)["volumes"].append(
+        {"name": "s", "secret": {"secretName": "akocore-xds-ca"}}
+    ),
+    "keys of the group": lambda m: _pod(m)["volumes"].append(
+        {"name": "s", "secret": {"secretName": "default-group-se-xds"}}
+    ),
+    "a ConfigMap of somebody": lambda m: _pod(m)["volumes"].append(
+        {"name": "c", "configMap": {"name": "akocore-accepted"}}
     ),
     "the account's token": lambda m: _pod(m).update(automountServiceAccountToken=True),
     "the controller's account": lambda m: _pod(m).update(serviceAccountName="akocore"),

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from akocore.cli.elsewhere import (
+    CERTIFICATES_LISTEN,
     XDS_LISTEN,
+    CertificatesListen,
+    CertificatesService,
     EnginesAre,
     EnginesWhere,
     XdsCa,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from akocore.kube.api import ApiServer
     from akocore.kube.lease import Lease
     from akocore.kube.placement import ClusterFacts
+    from akocore.kube.signing import SigningServer
     from akocore.kube.workloads import Workloads
     from akocore.serve import Serve
 
@@ -64,10 +68,12 @@ def controller(
     xds_service: Annotated[
         str, typer.Option(help="with --se-image: HOST:PORT at which pods find the controllers")
     ] = "akocore-xds.akocore-system.svc:18000",
+    certificates_listen: CertificatesListen = CERTIFICATES_LISTEN,
+    certificates_service: CertificatesService = "akocore-xds.akocore-system.svc:18001",
     se_image: Annotated[
         str,
         typer.Option(
-            help="for external engines: make them, as pods of this image, with all certificates"
+            help="for external engines: make them, as pods of this image, and sign certificates"
         ),
     ] = "",
     se_image_pull_policy: Annotated[str, typer.Option(help="with --se-image")] = "IfNotPresent",
@@ -104,6 +110,7 @@ def controller(
     is_external = engines is EnginesWhere.EXTERNAL
     configure(log_format, log_level)
     files: TlsFiles | None = None
+    signs: Callable[[Serve], SigningServer] | None = None
 
     def external(api: ApiServer, lease: Lease, facts: ClusterFacts, config: Config) -> _External:
         from akocore.engines.envoy.remote import RemoteServer
@@ -128,30 +135,38 @@ def controller(
         )
 
     async def workloads(api: ApiServer, lease: Lease) -> Callable[[Serve], Workloads]:
-        """Also writes our own certificate, which `external` reads."""
-        from akocore.kube.authority import Authority, is_due, utc_now, write_pair
+        """Also writes our own certificate, which `external` and ``signs`` read."""
+        from akocore.kube.authority import Authority, utc_now
+        from akocore.kube.signing import Signer, SigningServer
         from akocore.kube.workloads import Image, Workloads
+        from akocore.pairs import is_due, write_pair
 
         authority, own = Authority(api, namespace, utc_now), state.absolute() / "xds"
         await authority.load()
-        host = xds_service.rpartition(":")[0]
+        hosts = dict.fromkeys(one.rpartition(":")[0] for one in (xds_service, certificates_service))
 
         def renew() -> None:
             file = own / "tls.crt"
             if not file.exists() or is_due(file.read_bytes(), authority.ca, utc_now()):
-                write_pair(own, authority.issue("akocore", [host]), authority.ca)
+                write_pair(own, authority.issue("akocore", [*hosts]), authority.ca)
 
         try:
             renew()
         except OSError as err:
             raise EngineError(f"{own}: {err.strerror}. Give a writable --state.") from err
-        nonlocal files
-        files = tls_files(engines, own / "tls.crt", own / "tls.key", own / "ca.crt")
+        nonlocal files, signs
+        pems = (own / "tls.crt", own / "tls.key", own / "ca.crt")
+        files, again = tls_files(engines, *pems), tls_files(engines, *pems)
+        assert again is not None
+        signer = Signer(api, namespace, authority)
+        signs = lambda serve: SigningServer(  # noqa: E731
+            certificates_listen, again, signer, serve.events.say
+        )
         return lambda serve: Workloads(
             api,
             namespace,
             authority,
-            Image(se_image, se_image_pull_policy, xds_service),
+            Image(se_image, se_image_pull_policy, xds_service, certificates_service),
             leads=lambda: lease.held,
             groups=lambda: serve.reconciler.infrastructure.groups,
             wanted=serve.reconciler.wanted_engines,
@@ -215,12 +230,23 @@ def controller(
                 watch=observation.watch,
                 external=external(api, lease, facts, loaded) if is_external else None,
                 workloads=makes,
-                listens=[metrics_listen, *([xds_listen] if is_external else [])],
+                listens=[
+                    metrics_listen,
+                    *([xds_listen] if is_external else []),
+                    *([certificates_listen] if se_image else []),
+                ],
                 namespace=namespace,
             )
             observation.of(serve)
             facts.on_taken = serve.address_taken
-            await serve.run()
+            if signs is None:
+                return await serve.run()
+            signing = signs(serve)
+            await signing.start()
+            try:
+                await serve.run()
+            finally:
+                await signing.stop()
 
     try:
         as_many_as_allowed()

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from akocore.engines.envoy.remote import TlsFiles
 
 __all__ = [
+    "CERTIFICATES_LISTEN",
     "XDS_LISTEN",
+    "CertificatesListen",
+    "CertificatesService",
     "EnginesAre",
     "EnginesWhere",
     "XdsCa",
@@ -23,6 +26,7 @@ __all__ = [
 ]
 
 XDS_LISTEN = "0.0.0.0:18000"
+CERTIFICATES_LISTEN = "0.0.0.0:18001"
 
 
 class EnginesWhere(StrEnum):
@@ -39,6 +43,12 @@ EnginesAre = Annotated[
     ),
 ]
 XdsListen = Annotated[str, typer.Option(help="for external engines")]
+CertificatesListen = Annotated[
+    str, typer.Option(help="with --se-image: where pods have their certificates signed")
+]
+CertificatesService = Annotated[
+    str, typer.Option(help="with --se-image: HOST:PORT at which pods find that")
+]
 XdsCert = Annotated[
     Path | None, typer.Option(help="our certificate, PEM; followed when it is replaced")
 ]

@@ -121,11 +121,26 @@ def run(
             help="HOST:PORT of akocore; several with commas, each as good as another",
         ),
     ],
-    cert: Annotated[Path, typer.Option(envvar=f"{_ENV}CERT", help="its certificate, PEM")],
-    key: Annotated[Path, typer.Option(envvar=f"{_ENV}KEY", help="its key, PEM")],
     ca: Annotated[
         Path, typer.Option(envvar=f"{_ENV}CA", help="who signs the controllers' certificates, PEM")
     ],
+    cert: Annotated[
+        Path | None, typer.Option(envvar=f"{_ENV}CERT", help="its certificate, PEM")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(envvar=f"{_ENV}KEY", help="its key, PEM")] = None,
+    token: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=f"{_ENV}TOKEN",
+            help="instead of both: its pod's token, for which a controller signs a certificate",
+        ),
+    ] = None,
+    certificates: Annotated[
+        str,
+        typer.Option(
+            envvar=f"{_ENV}CERTIFICATES", help="with --token: HOST:PORT where controllers sign"
+        ),
+    ] = "",
     controller_name: Annotated[
         str,
         typer.Option(
@@ -217,9 +232,14 @@ def run(
         except ValueError as err:
             raise typer.BadParameter(f"{err}: write 10.10.16.192", param_hint=option) from err
     state = state.absolute()
+    signers = [_host_port(one, "--certificates") for one in certificates.split(",") if one]
+    if (token is None) == (cert is None) or (cert is None) != (key is None):
+        raise typer.BadParameter("give --cert and --key, or --token and --certificates")
+    if (token is None) != (not signers):
+        raise typer.BadParameter("--token and --certificates go together")
     tls = Tls(
-        certificate=cert.absolute(),
-        key=key.absolute(),
+        certificate=(cert or state / "identity" / "tls.crt").absolute(),
+        key=(key or state / "identity" / "tls.key").absolute(),
         ca=ca.absolute(),
         names=tuple(one.strip() for one in controller_name.split(",") if one.strip()),
         secrets=state / "secrets",
@@ -249,7 +269,12 @@ def run(
             concurrency=concurrency,
             max_connections=max_connections,
         )
-        agent = Agent(settings, state, find_envoy(envoy), frr, no_frr)
+        identity = None
+        if token is not None:
+            from akocore.engines.agent.identity import Identity
+
+            identity = Identity(name, tls, signers, token)
+        agent = Agent(settings, state, find_envoy(envoy), frr, no_frr, identity=identity)
         stop, at_once = asyncio.Event(), asyncio.Event()
 
         def end() -> None:

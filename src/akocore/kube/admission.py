@@ -4,12 +4,14 @@ The namespace of the Service Engines is privileged (they have their node's netwo
 StatefulSet is all that it takes to run something there.  So whoever got hold of the controller's
 token could be root on the nodes, if an API server let it make any StatefulSet.  Under this policy
 it makes the pods of Service Engines: their image, their command, their few capabilities, none of
-the node's files and no token.  (KEP-3488; in Kubernetes since 1.30.)
+the node's files, no Secret and no token of the API server.  (KEP-3488; in Kubernetes since 1.30.)
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
+
+from akocore.kube.authority import AUDIENCE, CA_CONFIG_MAP
 
 __all__ = ["CAPABILITIES", "admission_policy"]
 
@@ -57,8 +59,13 @@ def _engines(image: str) -> list[dict[str, str]]:
             "(!has(variables.pod.hostPID) || !variables.pod.hostPID)"
             " && (!has(variables.pod.hostIPC) || !variables.pod.hostIPC)"
             " && variables.pod.volumes.all(v, has(v.emptyDir)"
-            " || (has(v.secret) && v.secret.secretName.endsWith('-xds')))",
-            "Of its node it has the network alone, and of Secrets its certificates.",
+            f" || (has(v.configMap) && v.configMap.name == '{CA_CONFIG_MAP}')"
+            " || (has(v.projected) && size(v.projected.sources) == 1"
+            " && v.projected.sources.all(s, has(s.serviceAccountToken)"
+            " && has(s.serviceAccountToken.audience)"
+            f" && s.serviceAccountToken.audience == '{AUDIENCE}')))",
+            "Of its node it has the network alone, and it has no Secret: the certificate of the"
+            f" CA, and a token for {AUDIENCE}.",
         ),
         _rule(
             f"has({_MAIN}.securityContext.allowPrivilegeEscalation)"

@@ -1,7 +1,8 @@
 """Who may be a controller or a Service Engine: the certificate authority of a cluster's akocore.
 
 Its key is a Secret in akocore's own namespace, made by the first replica that finds none.  Leaves
-are renewed when two thirds of their time are over; who uses them follows the files.
+are renewed when two thirds of their time are over; who uses them follows the files.  Keys of
+Service Engines are their own: what is signed for them is a public key.
 """
 
 from __future__ import annotations
@@ -10,63 +11,30 @@ import base64
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import orjson
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from msgspec import Struct
 
 from akocore.kube.api import ApiError, ApiServer
+from akocore.pairs import Pair, pem
 
-__all__ = ["SECRET", "Authority", "Pair", "is_due", "utc_now", "write_pair"]
+__all__ = ["AUDIENCE", "CA_CONFIG_MAP", "SECRET", "Authority", "utc_now"]
 
 log = logging.getLogger(__name__)
 
 SECRET = "akocore-xds-ca"
-_CA_DAYS, _LEAF_DAYS = 3650, 90
+CA_CONFIG_MAP = "akocore-xds-ca"
+"""What Service Engines know controllers by: the CA's certificate, without its key."""
+
+AUDIENCE = "akocore-xds"
+"""What the token of a Service Engine's pod is for: a certificate of ours, and nothing else."""
+
+_CA_DAYS, _LEAF_DAYS, _ENGINE_DAYS = 3650, 90, 7
 _SKEW = timedelta(hours=1)  # between the clocks of two machines
-
-
-class Pair(Struct, frozen=True):
-    """A certificate and its key, PEM."""
-
-    certificate: bytes
-    key: bytes
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def is_due(certificate: bytes, ca: bytes, now: datetime) -> bool:
-    """Whether a leaf must be renewed: it is old, unreadable, or not of this CA."""
-    try:
-        found = x509.load_pem_x509_certificate(certificate)
-        issuer = x509.load_pem_x509_certificate(ca)
-        found.verify_directly_issued_by(issuer)
-    except Exception:  # whatever is wrong with it, another one is made
-        return True
-    begin, end = found.not_valid_before_utc, found.not_valid_after_utc
-    return now > begin + (end - begin) * 2 / 3
-
-
-def write_pair(directory: Path, pair: Pair, ca: bytes) -> None:
-    """``tls.crt``, ``tls.key`` and ``ca.crt``, each by one rename.  Raises `OSError`."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, text in (("ca.crt", ca), ("tls.key", pair.key), ("tls.crt", pair.certificate)):
-        part = directory / f"{name}.part"
-        part.touch(mode=0o600)
-        part.write_bytes(text)
-        part.replace(directory / name)
 
 
 class Authority:
@@ -109,7 +77,7 @@ class Authority:
             "metadata": {"name": SECRET, "labels": {"app.kubernetes.io/managed-by": "akocore"}},
             "data": {
                 "ca.crt": base64.b64encode(made.public_bytes(Encoding.PEM)).decode(),
-                "ca.key": base64.b64encode(_pem(key)).decode(),
+                "ca.key": base64.b64encode(pem(key)).decode(),
             },
         }
         try:
@@ -135,14 +103,30 @@ class Authority:
             .not_valid_after(now + timedelta(days=days))
         )
 
-    def issue(self, common_name: str, dns: Sequence[str] = (), uris: Sequence[str] = ()) -> Pair:
-        """A leaf, good for either side of a connection."""
-        assert self._key is not None
+    def issue(self, common_name: str, dns: Sequence[str] = ()) -> Pair:
+        """A certificate of a controller, with its key."""
         key = ec.generate_private_key(ec.SECP256R1())
+        names = [x509.DNSName(one) for one in dns]
+        return Pair(self._leaf(common_name, key.public_key(), names, _LEAF_DAYS), pem(key))
+
+    def sign(self, key: ec.EllipticCurvePublicKey, engine: str, group: str) -> bytes:
+        """A certificate of a Service Engine of ``group`` that has made its key itself."""
+        uri = x509.UniformResourceIdentifier(f"spiffe://akocore/se/{group}/{engine}")
+        return self._leaf(engine, key, [uri], _ENGINE_DAYS)
+
+    def _leaf(
+        self,
+        common_name: str,
+        key: ec.EllipticCurvePublicKey,
+        names: Sequence[x509.GeneralName],
+        days: int,
+    ) -> bytes:
+        """Good for either side of a connection."""
+        assert self._key is not None
         issuer = x509.load_pem_x509_certificate(self.ca).subject
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         made = (
-            self._builder(name, issuer, key.public_key(), _LEAF_DAYS)
+            self._builder(name, issuer, key, days)
             .add_extension(x509.BasicConstraints(False, None), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage(
@@ -150,13 +134,9 @@ class Authority:
                 ),
                 critical=False,
             )
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
         )
-        names: list[x509.GeneralName] = [x509.DNSName(one) for one in dns]
-        names += [x509.UniformResourceIdentifier(one) for one in uris]
-        if names:
-            made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        certificate = made.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
-        return Pair(certificate, _pem(key))
+        return made.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 def utc_now() -> datetime:

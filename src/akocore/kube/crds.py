@@ -314,6 +314,8 @@ def divided_rules() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             ["vsvips", "virtualservices", "serviceengines", "replicas"],
             [*read, "create", "update", "patch", "delete"],
         ),
+        # Which pod a Service Engine is that asks for its certificate.
+        rule("authentication.k8s.io", ["tokenreviews"], ["create"]),
         # Those of objects of the cluster are in namespace default.
         rule("events.k8s.io", ["events"], ["create", "get", "patch"]),
     ]
@@ -337,7 +339,7 @@ def _at_home() -> list[dict[str, Any]]:
     return [
         rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
         rule("", ["configmaps"], ["get", "watch", "create", "patch"]),
-        # Service Engines as pods: their workloads, and the certificates of both sides.
+        # Service Engines as pods: their workloads, and the authority of both sides' certificates.
         rule("apps", ["statefulsets"], ["list", "create", "patch", "delete"]),
         rule("policy", ["poddisruptionbudgets"], ["create", "patch", "delete"]),
         rule("", ["secrets"], ["get", "watch", "create", "patch", "delete"]),

@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from akocore.kube.api import ApiError, ApiServer, resources
-from akocore.kube.authority import SECRET
+from akocore.kube.authority import CA_CONFIG_MAP, SECRET
 from akocore.kube.gateway_objects import GATEWAY_API
 from akocore.kube.objects import OWN_KINDS
 
@@ -87,8 +87,9 @@ async def uninstall(api: ApiServer, namespace: str, say: Callable[[str], None]) 
         await _delete(api, path, {"labelSelector": _MADE})
     await _delete(api, f"/api/v1/{home}/secrets/{SECRET}")
     for item in await _items(api, f"/api/v1/{home}/configmaps"):
-        if item["metadata"]["name"].startswith(CONFIG_MAP):
-            await _delete(api, f"/api/v1/{home}/configmaps/{item['metadata']['name']}")
+        name = item["metadata"]["name"]
+        if name.startswith(CONFIG_MAP) or name == CA_CONFIG_MAP:
+            await _delete(api, f"/api/v1/{home}/configmaps/{name}")
     await _delete(api, f"/apis/coordination.k8s.io/v1/{home}/leases/{LEASE}")
     say(f"workloads, certificates and memory in {namespace} deleted")
 

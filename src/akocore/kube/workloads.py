@@ -1,15 +1,15 @@
 """Service Engines as pods: a StatefulSet for each ServiceEngineGroup that has something to serve.
 
 The leader keeps them, by server-side apply under its own field manager: as many pods as placement
-wants, with a disruption budget and a Secret that has each pod's certificate.  A pod is its engine:
-both have one name.  A group that nobody needs any more loses its pods after a while; Kubernetes
-tells a pod that goes, and its agent drains.
+wants, with a disruption budget.  A pod is its engine: both have one name.  Its key never leaves it:
+it has a token of its own, for which controllers sign its certificate (`akocore.kube.signing`).  A
+group that nobody needs any more loses its pods after a while; Kubernetes tells a pod that goes, and
+its agent drains.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
 import time
@@ -24,11 +24,20 @@ from msgspec import Struct
 from akocore.engines.handover.plan import PORT
 from akocore.kube.admission import CAPABILITIES
 from akocore.kube.api import ApiError, ApiServer
-from akocore.kube.authority import Authority, Pair, is_due
+from akocore.kube.authority import AUDIENCE, CA_CONFIG_MAP, Authority
 from akocore.kube.mirrors import object_name
 from akocore.kube.objects import ServiceEngineGroupSpec
 
-__all__ = ["GROUP_LABEL", "LABELS", "Image", "Workloads", "disruption_budget", "stateful_set"]
+__all__ = [
+    "ACCOUNT",
+    "GROUP_LABEL",
+    "LABELS",
+    "Image",
+    "Workloads",
+    "disruption_budget",
+    "group_of",
+    "stateful_set",
+]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +47,11 @@ LABELS = {
     "app.kubernetes.io/managed-by": "akocore",
 }
 GROUP_LABEL = "akocore.io/service-engine-group"
+ACCOUNT = "default"
+"""The service account of the pods, which may do nothing."""
+
+_GROUP = "--group="
+_TOKEN_S = 3600  # the kubelet has another one made long before
 _FIELD_MANAGER = "akocore"
 _RETRY_S, _UPKEEP_S = 1.0, 15.0
 _UNWANTED_S = 60.0  # a group that nobody needs keeps its pods for so long
@@ -55,25 +69,26 @@ _AWAY = [
     for why in ("not-ready", "unreachable")
 ]
 
+_SELECTED = ",".join(f"{key}={value}" for key, value in LABELS.items())
+
 Say = Callable[[str, str, str, str], None]
 """`Events.say`."""
 
 
 class Image(Struct, frozen=True):
-    """What a pod runs.  ``controllers``: HOST:PORT, as its agent asks for them."""
+    """What a pod runs.
+
+    ``controllers``: HOST:PORT, as its agent asks for them; ``certificates``: where they sign.
+    """
 
     name: str
     pull_policy: str
     controllers: str
+    certificates: str
 
 
 def _name(group: str) -> str:
     return f"{object_name(group)[:40].rstrip('-.')}-se"
-
-
-def members(group: str, count: int) -> list[str]:
-    """The engines of a group: its pods."""
-    return [f"{_name(group)}-{i}" for i in range(count)]
 
 
 def _labels(group: str) -> dict[str, str]:
@@ -95,16 +110,17 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
     )
     field = {"fieldRef": {"fieldPath": "metadata.name"}}
     address = {"fieldRef": {"fieldPath": "status.podIP"}}
-    certificates = "/etc/akocore/xds"
+    ca, token = "/etc/akocore/ca", "/etc/akocore/token"
+    for_us = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_S, "path": "token"}
     container = {
         "name": "service-engine",
         "image": image.name,
         "imagePullPolicy": image.pull_policy,
         "args": [
-            *("se", "run", "--name=$(POD_NAME)", f"--group={group}", "--address=$(POD_IP)"),
+            *("se", "run", "--name=$(POD_NAME)", f"{_GROUP}{group}", "--address=$(POD_IP)"),
             f"--controller={image.controllers}",
-            *(f"--cert={certificates}/$(POD_NAME).crt", f"--key={certificates}/$(POD_NAME).key"),
-            *(f"--ca={certificates}/ca.crt", "--state=/run/akocore"),
+            *(f"--certificates={image.certificates}", f"--token={token}/token"),
+            *(f"--ca={ca}/ca.crt", "--state=/run/akocore"),
             # On the pod's own address: its VIPs are the node's, and strangers ask those.
             *(f"--metrics-listen=[$(POD_IP)]:{_HEALTH_PORT}", "--log-format=json"),
             f"--flows={pods.drain_seconds}",
@@ -136,7 +152,8 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
             **({"limits": pods.limits} if pods.limits else {}),
         },
         "volumeMounts": [
-            {"name": "xds", "mountPath": certificates, "readOnly": True},
+            {"name": "ca", "mountPath": ca, "readOnly": True},
+            {"name": "token", "mountPath": token, "readOnly": True},
             {"name": "run", "mountPath": "/run/akocore"},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
@@ -150,7 +167,8 @@ def _pod(group: str, spec: ServiceEngineGroupSpec, image: Image) -> dict[str, An
         "affinity": {"podAntiAffinity": apart},
         "containers": [container],
         "volumes": [
-            {"name": "xds", "secret": {"secretName": f"{_name(group)}-xds"}},
+            {"name": "ca", "configMap": {"name": CA_CONFIG_MAP}},
+            {"name": "token", "projected": {"sources": [{"serviceAccountToken": for_us}]}},
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
         ],
@@ -184,6 +202,23 @@ def stateful_set(
             "template": {"metadata": {"labels": labels}, "spec": _pod(group, spec, image)},
         },
     }
+
+
+def group_of(made: dict[str, Any]) -> str:
+    """The group of a StatefulSet, if it is one of `stateful_set`'s; else ""."""
+    (container, *_) = made["spec"]["template"]["spec"]["containers"]
+    groups: list[str] = [
+        a.removeprefix(_GROUP) for a in container.get("args", ()) if a.startswith(_GROUP)
+    ]
+    match groups:
+        case [group] if _name(group) == made["metadata"]["name"]:
+            return group
+    return ""
+
+
+def _older_secret(name: str) -> str:
+    """What releases before had the keys of all engines of a workload in."""
+    return f"{name}-xds"
 
 
 def disruption_budget(group: str) -> dict[str, Any]:
@@ -231,6 +266,7 @@ class Workloads:
         self._kept: object = None  # what was asked for when all was made so
         self._found: set[str] | None = None  # names of StatefulSets; None: ask, as a new leader
         self._unwanted: dict[str, float] = {}  # name → since when
+        self._keyless: set[str] = set()  # StatefulSets that have no Secret any more
 
     def due(self) -> None:
         """Placement may want other engines now."""
@@ -251,6 +287,7 @@ class Workloads:
                 self._renew()
             if not self._leads():
                 self._found = self._kept = None
+                self._keyless.clear()
                 continue
             try:
                 await self._keep(upkeep)
@@ -272,8 +309,9 @@ class Workloads:
             for spec in (groups.get(group, ServiceEngineGroupSpec()),)
         }
         if asked != self._kept:
+            if asked:
+                await self._publish_authority()
             for group, (spec, count) in asked.items():
-                await self._certify(group, members(group, count))
                 pods = stateful_set(group, spec, count, self._image)
                 await self._apply("apps/v1", "statefulsets", pods)
                 budget = disruption_budget(group)
@@ -283,6 +321,7 @@ class Workloads:
         await self._drop(self._found - set(map(_name, asked)))
         if upkeep:
             await self._let_go()
+            await self._drop_keys()
 
     async def _let_go(self) -> None:
         """Pods that were to leave and can't say that they have: their node is gone.
@@ -290,7 +329,7 @@ class Workloads:
         A StatefulSet would wait for ever.  Two engines of one name do no harm: each speaks for the
         address that it has.
         """
-        query = {"labelSelector": ",".join(f"{k}={v}" for k, v in LABELS.items())}
+        query = {"labelSelector": _SELECTED}
         path = self._path("v1", "pods")
         for pod in orjson.loads(await self._api.request("GET", path, query))["items"]:
             meta = pod["metadata"]
@@ -314,16 +353,12 @@ class Workloads:
             for version, plural, one in (
                 ("apps/v1", "statefulsets", name),
                 ("policy/v1", "poddisruptionbudgets", name),
-                ("v1", "secrets", f"{name}-xds"),
+                ("v1", "secrets", _older_secret(name)),
             ):
                 path = self._path(version, plural, one)
                 with contextlib.suppress(KeyError):
                     del self._applied[path]
-                try:
-                    await self._api.request("DELETE", path)
-                except ApiError as err:
-                    if err.code != 404:
-                        raise
+                await self._delete(path)
             log.info("event=engines_dropped workload=%s", name)
             assert self._found is not None
             self._found.discard(name)
@@ -334,7 +369,7 @@ class Workloads:
         return f"{where}/{plural}{f'/{name}' if name else ''}"
 
     async def _list(self) -> list[str]:
-        query = {"labelSelector": ",".join(f"{k}={v}" for k, v in LABELS.items())}
+        query = {"labelSelector": _SELECTED}
         raw = await self._api.request("GET", self._path("apps/v1", "statefulsets"), query)
         return [one["metadata"]["name"] for one in orjson.loads(raw)["items"]]
 
@@ -346,32 +381,55 @@ class Workloads:
             self._applied[path] = said
             log.info("event=workload_applied path=%s", path)
 
-    async def _certify(self, group: str, names: list[str]) -> None:
-        """Each engine of a group has a certificate, bound to the group, that is good for long."""
-        name = f"{_name(group)}-xds"
+    async def _publish_authority(self) -> None:
+        """Pods know controllers by the certificate of the CA."""
+        made = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": CA_CONFIG_MAP, "labels": LABELS},
+            "data": {"ca.crt": self._authority.ca.decode()},
+        }
+        await self._apply("v1", "configmaps", made)
+
+    async def _drop_keys(self) -> None:
+        """Secrets of older releases go when no pod has them, and none will: all are replaced."""
+        query = {"labelSelector": _SELECTED}
+        raw = await self._api.request("GET", self._path("apps/v1", "statefulsets"), query)
+        made = {one["metadata"]["name"]: one for one in orjson.loads(raw)["items"]}
+        self._keyless &= made.keys()
+        if not made.keys() - self._keyless:
+            return
+        pods = await self._api.request("GET", self._path("v1", "pods"), query)
+        specs = [pod["spec"] for pod in orjson.loads(pods)["items"]]
+        for name, one in made.items():
+            secret = _older_secret(name)
+            template = one["spec"]["template"]["spec"]
+            if (
+                name not in self._keyless
+                and _is_rolled_out(one)
+                and not any(_mounts(spec, secret) for spec in (template, *specs))
+            ):
+                await self._delete(self._path("v1", "secrets", secret))
+                self._keyless.add(name)
+
+    async def _delete(self, path: str) -> None:
         try:
-            raw = await self._api.request("GET", self._path("v1", "secrets", name))
-            data = {k: base64.b64decode(v) for k, v in (orjson.loads(raw)["data"] or {}).items()}
+            await self._api.request("DELETE", path)
         except ApiError as err:
             if err.code != 404:
                 raise
-            data = {}
-        new = {"ca.crt": self._authority.ca}
-        for one in names:
-            old = Pair(data.get(f"{one}.crt", b""), data.get(f"{one}.key", b""))
-            pair = old
-            if not old.key or is_due(old.certificate, self._authority.ca, self._now()):
-                uri = f"spiffe://akocore/se/{group}/{one}"
-                pair = await asyncio.to_thread(self._authority.issue, one, (), (uri,))
-            new |= {f"{one}.crt": pair.certificate, f"{one}.key": pair.key}
-        if any(data.get(key) != text for key, text in new.items()):
-            # The pairs of engines that are leaving stay: they may ask once more.
-            texts = {k: base64.b64encode(v).decode() for k, v in (data | new).items()}
-            body = {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": name, "labels": _labels(group)},
-                "data": texts,
-            }
-            await self._api.apply(self._path("v1", "secrets", name), body, _FIELD_MANAGER)
-            log.info("event=engines_certified group=%s count=%d", group, len(names))
+
+
+def _is_rolled_out(made: dict[str, Any]) -> bool:
+    """Whether each pod of a StatefulSet that comes from now on is of its newest template."""
+    status = made.get("status", {})
+    return (
+        status.get("observedGeneration") == made["metadata"]["generation"]
+        and "updateRevision" in status
+        and status.get("currentRevision") == status["updateRevision"]
+    )
+
+
+def _mounts(pod: dict[str, Any], secret: str) -> bool:
+    volumes = pod.get("volumes") or ()
+    return any(v.get("secret", {}).get("secretName") == secret for v in volumes)

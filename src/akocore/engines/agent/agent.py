@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from mmh3 import hash64
@@ -50,6 +51,9 @@ from akocore.engines.frr.process import Frr, FrrError, Router
 from akocore.engines.frr.session import Session, SessionError
 from akocore.engines.handover import Counters, Handover, HandoverError, Ring, interface_of
 from akocore.engines.processes import boot_id, cpu_s, start_ticks
+
+if TYPE_CHECKING:
+    from akocore.engines.agent.identity import Identity
 
 __all__ = ["Agent", "Settings"]
 
@@ -92,6 +96,7 @@ class Agent:
     """Runs one Service Engine in ``directory``, which is its alone.
 
     ``frr``: None: there is none, for ``no_frr``; it serves, and announces nothing.
+    ``identity``: who gets it the certificate that its controllers know it by; None: it has one.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Agent:
         frr: Frr | None,
         no_frr: str = "",
         *,
+        identity: Identity | None = None,
         on_change: Callable[[Report], None] = lambda _report: None,
     ) -> None:
         self.settings = settings
@@ -111,6 +117,7 @@ class Agent:
         self.leaving = False
         self._directory = directory.absolute()
         self._frr = frr
+        self._identity = identity
         self._engines = Engines(
             self._directory / "envoy",
             envoy,
@@ -214,9 +221,26 @@ class Agent:
 
         Raises `EngineError` when its directory can't be used.
         """
-        me = self.settings
         for file in (self._directory, self._directory / "frr"):
             self._make(file)
+        if self._identity is None:
+            return await self._serve(stop, at_once)
+        self._identity.on_change = self._identity_changed
+        kept = asyncio.create_task(self._identity.run())
+        waits = [asyncio.create_task(one) for one in (self._identity.there(), stop.wait())]
+        try:
+            await asyncio.wait([kept, *waits], return_when=asyncio.FIRST_COMPLETED)
+            if kept.done():
+                kept.result()  # it ends by a fault alone
+            if not stop.is_set():
+                await self._serve(stop, at_once)
+        finally:
+            for task in (kept, *waits):
+                task.cancel()
+            await asyncio.gather(kept, *waits, return_exceptions=True)
+
+    async def _serve(self, stop: asyncio.Event, at_once: asyncio.Event) -> None:
+        me = self.settings
         self._set_sysctls()
         self._engines.open()
         own = Loopback(self._directory / "own.json")
@@ -338,6 +362,14 @@ class Agent:
             self.problems["controller"] = f"no controller: {self.link.why}"
         else:
             self.problems.pop("controller", None)
+        self._tell()
+
+    def _identity_changed(self) -> None:
+        assert self._identity is not None
+        if why := self._identity.why:
+            self.problems["certificate"] = f"no certificate: {why}"
+        else:
+            self.problems.pop("certificate", None)
         self._tell()
 
     # ── what it does ────────────────────────────────────────────────────────────────────────

@@ -17,16 +17,23 @@ from akocore.engines.handover import Counters, Member
 __all__ = [
     "METHOD",
     "SERVICE",
+    "SIGN",
+    "CertificateRequest",
+    "Certified",
     "HandOver",
     "Order",
     "Report",
+    "decode_certified",
     "decode_order",
     "decode_report",
+    "decode_request",
     "encode",
 ]
 
 CANT_HAND_OVER = "flows can't be handed over"  # begins the problem that says why
 SERVICE, METHOD = "akocore.v1alpha1.Routers", "Follow"
+SIGN = "/akocore.v1alpha1.Certificates/Sign"
+"""The one method of the port where certificates are signed."""
 
 
 class _Message(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -93,6 +100,20 @@ class Order(_Message, frozen=True):
     ring: HandOver | None = None
 
 
+class CertificateRequest(_Message, frozen=True):
+    """``request``: PKCS #10, PEM; ``token``: of the pod that asks."""
+
+    token: str
+    request: str
+
+
+class Certified(_Message, frozen=True):
+    """``certificate``: PEM."""
+
+    certificate: str
+
+
+_requests, _certified = msgspec.json.Decoder(CertificateRequest), msgspec.json.Decoder(Certified)
 _orders, _reports = msgspec.json.Decoder(Order), msgspec.json.Decoder(Report)
 encode = msgspec.json.encode
 
@@ -105,3 +126,13 @@ def decode_order(raw: bytes) -> Order:
 def decode_report(raw: bytes) -> Report:
     """Raises `msgspec.MsgspecError`."""
     return _reports.decode(raw)
+
+
+def decode_request(raw: bytes) -> CertificateRequest:
+    """Raises `msgspec.MsgspecError`."""
+    return _requests.decode(raw)
+
+
+def decode_certified(raw: bytes) -> Certified:
+    """Raises `msgspec.MsgspecError`."""
+    return _certified.decode(raw)

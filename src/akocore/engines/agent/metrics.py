@@ -31,7 +31,8 @@ def unready(agent: Agent) -> list[str]:
     if not agent.alive:
         reasons.append("its Envoy doesn't answer")
     if agent.order is None:
-        reasons.append(agent.problems.get("controller") or "no controller has told it anything yet")
+        told = (agent.problems.get(key) for key in ("certificate", "controller"))
+        reasons.append(next(filter(None, told), "no controller has told it anything yet"))
     return reasons
 
 

@@ -66,11 +66,15 @@ class TlsFiles:
         self._seen = self._stamp()
         self._first = self._load()
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Each connection is greeted with the files as they are then."""
+    def credentials(self, *, of_clients: bool = True) -> grpc.ServerCredentials:
+        """Each connection is greeted with the files as they are then.
+
+        ``of_clients``: they must show a certificate.  What has the credentials has these files to
+        itself: a replacement is seen once.
+        """
         fetch: Any = self._fetch
         return grpc.dynamic_ssl_server_credentials(
-            self._first, fetch, require_client_authentication=True
+            self._first, fetch, require_client_authentication=of_clients
         )
 
     def _stamp(self) -> object:
