@@ -7,7 +7,7 @@ import base64
 import json
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from akocore.engines.agent.messages import SIGN, CertificateRequest, decode_cert
 from akocore.engines.envoy.bootstrap import Tls
 from akocore.engines.envoy.remote import TlsFiles
 from akocore.kube.api import ApiServer
-from akocore.kube.authority import AUDIENCE, CA_CONFIG_MAP, Authority, utc_now
+from akocore.kube.authority import AUDIENCE, CA_CONFIG_MAP, Authority
 from akocore.kube.credentials import find_credentials
 from akocore.kube.objects import ServiceEngineGroupSpec
 from akocore.kube.signing import Signer, SigningServer
@@ -50,6 +50,11 @@ class Site:
         self.home = home
         self.said: list[tuple[str, str, str, str]] = []
         self.port = 0
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        """As engines and controllers see it."""
+        return datetime.now(UTC) + self.ahead
 
     def kubectl(self, *words: str, stdin: Manifest | None = None) -> str:
         text = json.dumps(stdin) if stdin is not None else ""
@@ -124,13 +129,13 @@ class Site:
         assert not token or token not in details + str(self.said)
         return details
 
-    def identity(self, token: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Any:
+    def identity(self, token: str) -> Any:
         (self.home / "token").write_text(token)
         own = self.home / "identity"
         ca = self.home / "own" / "ca.crt"
         tls = Tls(certificate=own / "tls.crt", key=own / "tls.key", ca=ca, names=(SERVER,))
         place = ("127.0.0.1", self.port)
-        return Identity(POD, tls, [place], self.home / "token", now=now, look_s=0.05)
+        return Identity(POD, tls, [place], self.home / "token", now=self.now, look_s=0.05)
 
     @property
     def files(self) -> Path:
@@ -179,7 +184,7 @@ def bare(plane: ControlPlane, tmp_path: Path) -> Iterator[Site]:
 async def site(bare: Site) -> AsyncIterator[Site]:
     """With a controller's port that signs, by the controller's own rights."""
     async with ApiServer(lambda: find_credentials(bare.plane.controllers_kubeconfig)) as api:
-        authority = Authority(api, HOME, utc_now)
+        authority = Authority(api, HOME, bare.now)
         await authority.load()
         own = bare.home / "own"
         write_pair(own, authority.issue("akocore", [SERVER]), authority.ca)
@@ -217,7 +222,7 @@ async def test_tokens_for_others_or_of_others_are_refused(site: Site) -> None:
     site.pod("default-group-se-1", owner, account="other")
     for audience in ("", "somebody"):
         assert "not good for akocore-xds" in await site.refusal(site.token(audience=audience))
-    for token in ("", "x", "a.b.c", site.token()[:-4] + "AAAA"):
+    for token in ("", "no-token-at-all", "none.of.ours", site.token()[:-4] + "AAAA"):
         assert "not good for akocore-xds" in await site.refusal(token)
     of_another = site.token("default-group-se-1", account="other")
     assert f"of system:serviceaccount:{HOME}:other" in await site.refusal(of_another)
@@ -228,7 +233,7 @@ async def test_a_pods_name_alone_is_no_proof(site: Site) -> None:
     """Of pods of the right account, with the right labels."""
     site.pod("bare-se-0")
     gone = site.engines(name="gone-se")
-    site.kubectl("delete", "statefulset", "gone-se", "--cascade=orphan")
+    site.kubectl("delete", "statefulset", "gone-se", "--wait=false")
     site.engines(name="gone-se")  # another one, of that name
     site.pod("gone-se-0", gone)
     site.pod("stranger-se-0", site.engines(labels=False, name="stranger-se", group="stranger"))
@@ -300,7 +305,7 @@ async def test_requests_that_prove_nothing_are_refused(site: Site) -> None:
 
 async def test_strangers_fill_neither_events_nor_answers(site: Site) -> None:
     for _ in range(5):
-        await site.refusal("x")
+        await site.refusal("no-token-at-all")
     assert len(site.said) == 1
     with pytest.raises(grpc.aio.AioRpcError):
         await site.ask("x" * 100_000, csr())
@@ -308,8 +313,7 @@ async def test_strangers_fill_neither_events_nor_answers(site: Site) -> None:
 
 async def test_an_engine_keeps_its_key_and_renews_its_certificate(site: Site) -> None:
     site.pod(owner=site.engines())
-    moved = timedelta()
-    identity = site.identity(site.token(), lambda: datetime.now(UTC) + moved)
+    identity = site.identity(site.token())
     kept = asyncio.create_task(identity.run())
     try:
         async with asyncio.timeout(20):
@@ -320,10 +324,10 @@ async def test_an_engine_keeps_its_key_and_renews_its_certificate(site: Site) ->
         assert stat.S_IMODE(site.files.stat().st_mode) == 0o700
         assert sorted(file.name for file in site.files.iterdir()) == ["tls.crt", "tls.key"]
         before = (key.read_bytes(), first.read_bytes())
-        moved = timedelta(days=4, hours=12)
+        site.ahead = timedelta(days=4, hours=12)
         await asyncio.sleep(0.3)
         assert (key.read_bytes(), first.read_bytes()) == before
-        moved = timedelta(days=4, hours=17)
+        site.ahead = timedelta(days=4, hours=17)
         async with asyncio.timeout(20):
             while first.read_bytes() == before[1]:
                 await asyncio.sleep(0.02)
@@ -367,7 +371,8 @@ async def test_a_life_before_has_left_a_certificate_that_serves_without_controll
         await first.there()
     kept.cancel()
     site.port = 1
-    again = site.identity("x", lambda: datetime.now(UTC) + timedelta(days=6))
+    site.ahead = timedelta(days=6)
+    again = site.identity("x")
     kept = asyncio.create_task(again.run())
     async with asyncio.timeout(5):
         await again.there()
