@@ -56,6 +56,7 @@ def test_pods_have_no_more_rights_than_they_need(site: Site) -> None:
         added = container["securityContext"]["capabilities"]["add"]
         assert sorted(added) == sorted(CAPABILITIES)
         assert pod["spec"]["automountServiceAccountToken"] is False
+        assert not any("secret" in volume for volume in pod["spec"]["volumes"])
     account = f"--as=system:serviceaccount:{HOME}:akocore"
     for verb, may in (("list", "no"), ("get", "yes")):
         answer = site.nodes.kubectl("auth", "can-i", verb, "secrets", account, allow=(0, 1))
@@ -99,7 +100,7 @@ def test_another_certificate_authority_costs_no_request_and_no_connection(site: 
         site.nodes.kubectl("rollout", "restart", "deploy/akocore", "-n", HOME)
         site.rollout("deploy/akocore")
         assert authority() != before
-        # Their Secrets are replaced; kubelets take a minute to show them that.
+        # Their ConfigMap is replaced; kubelets take a minute to show them that.
         until(lambda: not connected(), why=site.why)
         until(connected, 200, why=site.why)
     served_all_the_while(load, site)
