@@ -17,9 +17,14 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.conftest import Process
+from akocore.kube.api import ApiServer
+from akocore.kube.authority import Authority, utc_now
+from akocore.kube.credentials import find_credentials
 from akocore.kube.workloads import LABELS
+from akocore.pairs import Pair, pem, write_pair
 from cluster.control_plane import ControlPlane
 from cluster.controller import OBJECTS, Controller
 from e2e.running import Client
@@ -82,14 +87,25 @@ class Pod:
         found: dict[str, Any] = json.loads(text)
         return found
 
-    def start(self) -> None:
+    async def older(self) -> None:
+        """Files as a release had them that gave pods their keys."""
+        async with ApiServer(lambda: find_credentials(self.maker.kubeconfig)) as api:
+            authority = Authority(api, "akocore-system", utc_now)
+            await authority.load()
+        key = ec.generate_private_key(ec.SECP256R1())
+        signed = authority.sign(key.public_key(), _NAME, "Default-Group")
+        write_pair(self.home / "older", Pair(signed, pem(key)), authority.ca)
+
+    def start(self, *own: str) -> None:
+        """``own``: what it has of a certificate; by default it must ask."""
+        asks = ["--certificates", f"127.0.0.1:{self._certificates}"]
+        asks += ["--token", str(self.home / "token"), "--ca", str(self.home / "ca.crt")]
         self.process = Process(
             [
                 *(sys.executable, "-m", "akocore", "se", "run", "--name", _NAME),
                 *("--group", "Default-Group", "--controller", f"127.0.0.1:{self._xds}"),
-                *("--certificates", f"127.0.0.1:{self._certificates}"),
                 *("--controller-name", "akocore-xds.akocore-system.svc"),
-                *("--token", str(self.home / "token"), "--ca", str(self.home / "ca.crt")),
+                *(own or asks),
                 *("--address", "127.0.0.1", "--state", str(self.state)),
                 *("--metrics-listen", f"127.0.0.1:{self.health}", "--flows", "0"),
             ],
@@ -166,3 +182,16 @@ async def test_a_pod_makes_its_key_and_serves_by_what_a_controller_has_signed(po
     texts = [b64decode(text) for one in secrets for text in one.get("data", {}).values()]
     assert texts
     assert key.read_bytes() not in texts
+
+
+async def test_an_engine_that_was_given_its_key_by_an_older_release_is_served_on(pod: Pod) -> None:
+    maker = pod.maker
+    maker.apps(1, "critical-ic")
+    await maker.start()
+    await maker.until_ready()
+    await pod.older()
+    files = pod.home / "older"
+    pair = ("--cert", str(files / "tls.crt"), "--key", str(files / "tls.key"))
+    pod.start(*pair, "--ca", str(files / "ca.crt"))
+    await pod.until(200)
+    assert not (pod.state / "identity").exists()
