@@ -1,13 +1,12 @@
 """Objects that a machine makes up are translated, sent and told, and nobody is hurt by them.
 
-FUZZ_SECONDS (120) and FUZZ_SEED (of the day) of the environment say how long, and with which.
+FUZZ_SECONDS (120) and FUZZ_SEED (1) of the environment say how long, and with which.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def test_made_up_objects_end_in_nothing_but_refusals(
 ) -> None:
     require_real(os.geteuid() == 0, "root (the ports of Gateways are real ones)")
     require_real(shutil.which("go") is not None, "go")
-    seed = int(os.environ.get("FUZZ_SEED", time.time() // 86_400))
+    seed = int(os.environ.get("FUZZ_SEED", 1))
     found = run(tmp_path, seed, float(os.environ.get("FUZZ_SECONDS", "120")))
     said = f"seed {seed}"
     assert not found.exceptions, said

@@ -85,6 +85,10 @@ _FORWARDS, _BACKWARDS = 64, 128  # TTL when all have seen the packet
 _MOST_HOPS = 63  # 2 * (MAX_MEMBERS - 1) + 1
 _ENDED_S = 2  # that a connection is remembered after its end: a lost last packet is sent again
 _FOREIGN_S = 10  # that a flow is remembered which is another's: it is found again by any packet
+# The first packet of a flow sets the time of syn_sent, whatever it is (nft_ct_timeout_obj_eval).
+_FOREIGN_STATES = (
+    *("syn_sent", "established", "fin_wait", "close_wait", "last_ack", "retrans", "unack"),
+)
 _MARKS = {"next": 0x0A4C_0001, "previous": 0x0A4C_0002}  # also the numbers of routing tables
 _OUTER = {4: 20 + 8 + 8, 6: 40 + 8 + 8}  # bytes before a packet in the tunnel: IP, UDP, VXLAN-GPE
 _HEADERS = {4: 20 + 20, 6: 40 + 20}  # bytes of IP and TCP
@@ -247,8 +251,8 @@ def _table(ring: Ring) -> Iterator[str]:
         yield f"\t\tprotocol tcp; l3proto {family};"
         yield f"\t\tpolicy = {{ {policy} }}"
         yield "\t}"
-        states = ("established", "fin_wait", "close_wait", "last_ack", "retrans", "unack")
-        policy = ", ".join(f"{state} : {_FOREIGN_S}" for state in states)
+        # A flow's first packet sets the time of syn_sent, whatever it is: nft_ct_timeout_obj_eval.
+        policy = ", ".join(f"{state} : {_FOREIGN_S}" for state in _FOREIGN_STATES)
         yield f"\tct timeout {family}_foreign {{"
         yield f"\t\tprotocol tcp; l3proto {family};"
         yield f"\t\tpolicy = {{ {policy}, time_wait : {_ENDED_S}, close : {_ENDED_S} }}"

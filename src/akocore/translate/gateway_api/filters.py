@@ -44,7 +44,7 @@ _STATUS: Final = (301, 302, 303, 307, 308)
 
 
 class Filters(Struct):
-    """``bad``: a filter can't be applied, so its requests must not go on."""
+    """``bad``: a filter can't be applied, so its requests must not go on, and none is applied."""
 
     request: HeaderEdit = HeaderEdit()
     response: HeaderEdit = HeaderEdit()
@@ -88,7 +88,7 @@ def filters(at: Translation, all_: Iterable[HTTPRouteFilter], field: str) -> Fil
         out.bad = True
         remedy = "RequestRedirect and URLRewrite exclude each other. Take one out."
         at.no("PartiallyInvalid", field, "IncompatibleFilters", remedy)
-    return out
+    return Filters(bad=True) if out.bad else out
 
 
 # ── one filter ──────────────────────────────────────────────────────────────────────────────
@@ -113,13 +113,16 @@ def _edit(spec: HTTPHeaderFilter | None, part: str, no: _No) -> HeaderEdit:
             else:
                 kept.setdefault(one.name.lower(), (one.name, one.value))
         pairs.append(tuple(kept.values()))
+    removed: dict[str, None] = {}
     for i, gone in enumerate(spec.remove):
         problem = name_problem(gone)
         if gone.lower() == "host":
             problem = "A request has a host: it can be set, not removed. Take it out."
         if problem:
             no(f"{part}.remove[{i}]", "UnsupportedValue", problem)
-    return HeaderEdit(pairs[0], pairs[1], tuple(dict.fromkeys(n.lower() for n in spec.remove)))
+        else:
+            removed[gone.lower()] = None
+    return HeaderEdit(pairs[0], pairs[1], tuple(removed))
 
 
 def _request(_at: Translation, one: HTTPRouteFilter, _field: str, out: Filters, no: _No) -> None:
