@@ -21,7 +21,7 @@ def test_made_up_objects_end_in_nothing_but_refusals(
 ) -> None:
     require_real(os.geteuid() == 0, "root (the ports of Gateways are real ones)")
     require_real(shutil.which("go") is not None, "go")
-    seed = int(os.environ.get("FUZZ_SEED", 1))
+    seed = int(os.environ.get("FUZZ_SEED", "1"))
     found = run(tmp_path, seed, float(os.environ.get("FUZZ_SECONDS", "120")))
     said = f"seed {seed}"
     assert not found.exceptions, said
