@@ -169,7 +169,7 @@ class Site:
         found: dict[str, Any] = {i["metadata"]["name"]: i["status"] for i in items}.get(name, {})
         return found
 
-    async def until(self, true: Callable[[], Any], within_s: float = 20) -> None:
+    async def until(self, true: Callable[[], Any], within_s: float = 60) -> None:
         try:
             async with asyncio.timeout(within_s):
                 while not await true():  # noqa: ASYNC110

@@ -92,7 +92,7 @@ class Controller(Running):
             out.setdefault(address, set()).add(number)
         return sorted(out.values(), key=min)
 
-    async def until(self, true: Callable[[], bool], seconds: float = 15) -> None:
+    async def until(self, true: Callable[[], bool], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not await asyncio.to_thread(true):
             if time.monotonic() > deadline:
@@ -104,7 +104,7 @@ class Controller(Running):
         items = await self.ask("akocore")
         return items[0]["status"] if items else {}
 
-    async def until_ready(self, seconds: float = 20) -> None:
+    async def until_ready(self, seconds: float = 60) -> None:
         """Wait until it has read the cluster and leads."""
         async with asyncio.timeout(seconds):
             while not (await self.said()).get("leads"):
@@ -132,7 +132,7 @@ class Controller(Running):
         """Every host answers 200; endpoints come by a watch of their own, perhaps a bit later."""
         client, shown = Client(), self.shown()
         assert len(shown) == count
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while True:
             answers = {
                 n: await client.get(a, f"hello{n}.avi.iberia.local") for n, a in shown.items()

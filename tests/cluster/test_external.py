@@ -81,7 +81,7 @@ class Site:
         return up
 
     async def until(
-        self, true: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 20
+        self, true: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 60
     ) -> None:
         deadline = time.monotonic() + seconds
         while True:

@@ -37,7 +37,7 @@ async def test_a_controller_is_not_ready_before_its_api_server_and_shows_what_it
     starting = (503, "starting: what is remembered has not been read yet\n")
     assert await get(at, "/readyz") == starting
     assert await get(at, "/healthz") == (200, "ok\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while '"facts_not_read"' not in controller.log.read_text():
             await asyncio.sleep(0.05)
     assert await get(at, "/readyz") == starting

@@ -172,7 +172,7 @@ async def test_a_pod_makes_its_key_and_serves_by_what_a_controller_has_signed(po
     await maker.until(lambda: len(maker.shown()) == 1)
     client = Client()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await client.get(maker.shown()[1], "hello1.avi.iberia.local") != 200:
                 await asyncio.sleep(0.1)
     finally:

@@ -41,7 +41,7 @@ async def pair(
     await first.start()
     await first.until(lambda: len(first.shown()) == APPS)
     await second.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await second.said():
             await asyncio.sleep(0.05)
     yield first, second
@@ -261,7 +261,7 @@ async def test_services_called_alike_keep_name_and_address_whoever_leads(
     async def all_call_them_so(*replicas: Controller) -> None:
         wanted = dict(before.values())
         for replica in replicas:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     shown = {
                         one["metadata"]["name"]: one["status"]["vip"]

@@ -25,7 +25,7 @@ _KINDS = "ingress,services,gateways.networking.x-k8s.io,aviinfrasettings,virtual
 async def _envoy(socket: Path) -> World:
     """What one Envoy runs, when it drains nothing: resources by name, without versions."""
     connector = aiohttp.UnixConnector(path=str(socket))
-    async with aiohttp.ClientSession(connector=connector) as session, asyncio.timeout(20):
+    async with aiohttp.ClientSession(connector=connector) as session, asyncio.timeout(60):
         while True:
             async with session.get("http://envoy/config_dump") as answer:
                 configs = json.loads(await answer.read())["configs"]

@@ -99,7 +99,7 @@ class House:
         ) as answer:
             return answer.status
 
-    async def until(self, true: Callable[[], bool], seconds: float = 10) -> None:
+    async def until(self, true: Callable[[], bool], seconds: float = 30) -> None:
         async with asyncio.timeout(seconds):
             while not true():
                 await asyncio.sleep(0.02)
