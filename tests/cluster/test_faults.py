@@ -82,7 +82,7 @@ async def test_history_that_was_compacted_while_the_controller_slept(served: Con
     served.plane.kill("kube-apiserver")  # its own memory of the history goes too
     served.plane.start()
     os.kill(served.pid, signal.SIGCONT)
-    await served.until(lambda: len(served.shown()) == APPS, 30)
+    await served.until(lambda: len(served.shown()) == APPS, 120)
     await assert_as_on_a_clean_boot(served)
 
 
@@ -183,7 +183,7 @@ async def test_engines_killed_during_edits(served: Controller) -> None:
         os.kill(engine["pid"], signal.SIGKILL)
         await edits(served) if name.endswith("1") else None
         await asyncio.sleep(0.3)
-    await served.until(lambda: len(served.shown()) == APPS, 30)
+    await served.until(lambda: len(served.shown()) == APPS, 120)
     await assert_as_on_a_clean_boot(served)
 
 
@@ -205,7 +205,7 @@ async def test_a_crd_that_is_deleted_and_comes_back(served: Controller) -> None:
                 plane.kubectl("apply", "-f", "-", stdin=json.dumps(items))
                 break
             await asyncio.sleep(0.25)
-    await served.until(lambda: len(served.shown()) == APPS, 30)
+    await served.until(lambda: len(served.shown()) == APPS, 120)
     await edits(served)
     await served.until(lambda: len(served.shown()) == APPS)
     await assert_as_on_a_clean_boot(served)
