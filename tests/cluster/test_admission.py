@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 
@@ -83,6 +84,85 @@ EDITS: dict[str, Edit] = {
     "the controller's account": lambda m: _pod(m).update(serviceAccountName="akocore"),
     "the node's processes": lambda m: _pod(m).update(hostPID=True),
     "a command as a probe": lambda m: _main(m).update(livenessProbe=_PROBE),
+    "a command as the probe of a start": lambda m: _main(m).update(startupProbe=_PROBE),
+    "a probe that the kubelet sends elsewhere": lambda m: _main(m)["readinessProbe"][
+        "httpGet"
+    ].update(host="127.0.0.1"),
+    "a probe of another port": lambda m: _main(m)["livenessProbe"]["httpGet"].update(port=10250),
+    "a command after its start": lambda m: _main(m).update(lifecycle={"postStart": _PROBE}),
+    "a command before its end": lambda m: _main(m).update(lifecycle={"preStop": _PROBE}),
+    "the node's IPC": lambda m: _pod(m).update(hostIPC=True),
+    "a node by name": lambda m: _pod(m).update(nodeName="control-plane"),
+    "other names in its hosts": lambda m: _pod(m).update(
+        hostAliases=[{"ip": "192.0.2.1", "hostnames": ["akocore-xds"]}]
+    ),
+    "another runtime": lambda m: _pod(m).update(runtimeClassName="other"),
+    "a user namespace": lambda m: _pod(m).update(hostUsers=False, hostNetwork=False),
+    "settings of the kernel": lambda m: _pod(m).update(
+        hostNetwork=False,
+        securityContext={"sysctls": [{"name": "net.core.somaxconn", "value": "1"}]},
+    ),
+    "another label of SELinux for the pod": lambda m: _pod(m).update(
+        securityContext={"seLinuxOptions": {"type": "spc_t"}}
+    ),
+    "another label of SELinux": lambda m: _main(m)["securityContext"].update(
+        seLinuxOptions={"type": "spc_t"}
+    ),
+    "no AppArmor": lambda m: _main(m)["securityContext"].update(
+        appArmorProfile={"type": "Unconfined"}
+    ),
+    "no AppArmor by annotation": lambda m: m["spec"]["template"]["metadata"].update(
+        annotations={"container.apparmor.security.beta.kubernetes.io/service-engine": "unconfined"}
+    ),
+    "a label that webhooks heed": lambda m: m["spec"]["template"]["metadata"]["labels"].update(
+        {"sidecar.istio.io/inject": "true"}
+    ),
+    "no seccomp": lambda m: _main(m)["securityContext"].update(
+        seccompProfile={"type": "Unconfined"}
+    ),
+    "a root that can be written to": lambda m: _main(m)["securityContext"].update(
+        readOnlyRootFilesystem=False
+    ),
+    "all of /proc": lambda m: (
+        _pod(m).update(hostUsers=False, hostNetwork=False),
+        _main(m)["securityContext"].update(procMount="Unmasked"),
+    ),
+    "a program that it is told of": lambda m: _main(m)["args"].append("--envoy=/etc/akocore/ca/x"),
+    "another place for its state": lambda m: _main(m)["args"].append("--state=/proc"),
+    "a variable": lambda m: _main(m)["env"].append({"name": "PYTHONPATH", "value": "/tmp"}),
+    "a variable of a Secret": lambda m: _main(m)["env"][1].update(
+        valueFrom={"secretKeyRef": {"name": "akocore-xds-ca", "key": "k"}}
+    ),
+    "all variables of a Secret": lambda m: _main(m).update(
+        envFrom=[{"secretRef": {"name": "akocore-xds-ca"}}]
+    ),
+    "a file over one of the image's": lambda m: _main(m)["volumeMounts"].append(
+        {"name": "ca", "mountPath": "/usr/local/bin"}
+    ),
+    "a part of a volume": lambda m: _main(m)["volumeMounts"][2].update(subPath="x"),
+    "what others mount later": lambda m: _main(m)["volumeMounts"][2].update(
+        mountPropagation="HostToContainer"
+    ),
+    "where its last words are": lambda m: _main(m).update(terminationMessagePath="/run/akocore/x"),
+    "another volume with an own name": lambda m: _pod(m)["volumes"].append(
+        {"name": "more", "emptyDir": {}}
+    ),
+    "a terminal": lambda m: _main(m).update(stdin=True, tty=True),
+    "another directory": lambda m: _main(m).update(workingDir="/tmp"),
+    "resources of devices": lambda m: _pod(m).update(
+        resourceClaims=[{"name": "d", "resourceClaimName": "d"}]
+    ),
+    "volumes for ever": lambda m: m["spec"].update(
+        volumeClaimTemplates=[
+            {
+                "metadata": {"name": "disk"},
+                "spec": {
+                    "accessModes": ["ReadWriteOnce"],
+                    "resources": {"requests": {"storage": "1Gi"}},
+                },
+            }
+        ]
+    ),
 }
 
 
@@ -118,6 +198,38 @@ def test_what_the_controller_makes_is_let_through(guarded: ControlPlane) -> None
     _apply(guarded, _engines())
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "se-group-x-xds"}}
     _apply(guarded, secret)
+
+
+def test_all_that_a_group_may_ask_for_is_let_through(guarded: ControlPlane) -> None:
+    words = {
+        "hostNetwork": False,
+        "drainSeconds": 7,
+        "nodeSelector": {"edge": "yes"},
+        "tolerations": [{"key": "edge", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "high",
+        "requests": {"cpu": "1"},
+        "limits": {"memory": "1Gi"},
+    }
+    spec = msgspec.convert({"pods": words}, ServiceEngineGroupSpec)
+    assert not spec.pods.host_network
+    image = Image(IMAGE, "Always", "a:18000,b:18000", "a:18001,b:18001")
+    _apply(guarded, stateful_set("edge", spec, 1, image))
+
+
+def test_a_restart_by_an_administrator_stays(guarded: ControlPlane) -> None:
+    made = _engines()
+    made["spec"]["template"]["metadata"]["annotations"] = {
+        "kubectl.kubernetes.io/restartedAt": "2026-01-01T00:00:00Z"
+    }
+    _apply(guarded, made)
+
+
+def test_kubernetes_has_no_doubt_about_an_expression(guarded: ControlPlane) -> None:
+    guarded.start_namespace_controller("validatingadmissionpolicy-status-controller")
+    policy = ("validatingadmissionpolicy", "akocore-service-engines")
+    guarded.kubectl("wait", *policy, "--for=jsonpath={.status.observedGeneration}", "--timeout=60s")
+    status = orjson.loads(guarded.kubectl("get", *policy, "-o", "json"))["status"]
+    assert not status.get("typeChecking", {}).get("expressionWarnings")
 
 
 @pytest.mark.parametrize("edit", EDITS)
