@@ -58,20 +58,18 @@ class Claims:
         late = self._facts.room(_ROOM).get(_fact(meta.key, host), "")
         return max(created, late), meta.key
 
-    def take(self, key: str, before: Collection[str], *, edited: bool) -> None:
-        """An Ingress named the hosts ``before`` so far.  Cost: those that it names anew.
+    def take(self, key: str, before: Collection[str]) -> None:
+        """An Ingress that named the hosts ``before`` was edited.  Cost: those it names anew.
 
-        ``edited``: it was there.  What it names now comes after what others of other namespaces
-        name already.
+        They come after what Ingresses of other namespaces name already.
         """
         after = self._store.hosts_of(key)
         for host in before:
             if host not in after:
                 self._facts.drop(_ROOM, _fact(key, host))
-        if edited:
-            for host in after:
-                if host not in before:
-                    self._come_late(key, host)
+        for host in after:
+            if host not in before:
+                self._come_late(key, host)
 
     def _come_late(self, key: str, host: str) -> None:
         namespace = key.partition("/")[0]

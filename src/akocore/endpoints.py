@@ -108,9 +108,18 @@ class Endpoints:
             (self._too_many.add if over else self._too_many.discard)(service)
         return changed
 
-    def know_vips(self, networks: Mapping[str, NetworkSpec], others: Collection[str]) -> set[str]:
-        """Where VIPs are: in these Networks, and at ``others``.  Cost, when it is news: all."""
-        return self._know(structs.replace(self.table.known, vips=dict(networks), strays=others))
+    def know_vips(
+        self,
+        networks: Mapping[str, NetworkSpec],
+        others: Collection[str],
+        but: Collection[str] = (),
+    ) -> set[str]:
+        """Where VIPs are: in these Networks, and at ``others``.  Cost, when it is news: all.
+
+        ``but``: slices that `take` is to be told next.
+        """
+        known = structs.replace(self.table.known, vips=dict(networks), strays=others)
+        return self._know(known, but=but)
 
     def know_engines(self, addresses: Mapping[str, str]) -> set[str]:
         """Addresses of Service Engines, with whose they are.  Cost: a look at every endpoint."""
@@ -129,13 +138,17 @@ class Endpoints:
         known = structs.replace(self.table.known, engines=engines)
         return self._know(known, {a for a, _ in before.items() ^ engines.items()})
 
-    def _know(self, known: Known, addresses: Collection[str] | None = None) -> set[str]:
+    def _know(
+        self, known: Known, addresses: Collection[str] | None = None, but: Collection[str] = ()
+    ) -> set[str]:
         """``addresses``: all that it can concern, in IPv4."""
         if known == self.table.known:
             return set()
         self.table = Table(known)
         changed: set[str] = set()
         for key, obj in self._store.all("EndpointSlice").items():
+            if key in but:
+                continue
             slice_ = cast(EndpointSlice, obj)
             if (
                 addresses is None

@@ -166,14 +166,17 @@ class Realiser:
 
     def _scopes(self, model: HostModel, service: VirtualService) -> list[Encoded]:
         """A host on each port of a virtual service."""
-        infra = service.infra
-        tls_port = next((p.port for p in infra.listeners if p.tls), 443)
+        listeners = service.infra.listeners
+        if not model.certificate:
+            return [scope(service.name, at.port, model) for at in listeners if not at.tls]
+        if not model.redirect:
+            return [scope(service.name, at.port, model) for at in listeners]
+        to = next((at.port for at in listeners if at.tls), 443) + self.port_offset
         return [
-            redirect_scope(service.name, port.port, model, tls_port + self.port_offset)
-            if model.redirect and not port.tls
-            else scope(service.name, port.port, model)
-            for port in infra.listeners
-            if model.certificate or not port.tls
+            scope(service.name, at.port, model)
+            if at.tls
+            else redirect_scope(service.name, at.port, model, to)
+            for at in listeners
         ]
 
     def withdraw(self, host: str, placed: Placed, kept: Collection[tuple[str, str]] = ()) -> None:
@@ -284,6 +287,8 @@ class Realiser:
         parts = self._parts.of(
             backend, self.store.slices(key), port.name, protocol, self.left_out.of_slice
         )
+        if len(parts) == 1:
+            return list(parts[0].ready or parts[0].terminating)[: self.store.limits.endpoints]
         ready = [one for part in parts for one in part.ready]
         found = ready or [one for part in parts for one in part.terminating]
         return list(dict.fromkeys(sorted(found)))[: self.store.limits.endpoints]

@@ -12,6 +12,7 @@ at once: the rest is `due`, and `go_on` does that, each host as things are by th
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
@@ -131,7 +132,8 @@ class Move(Struct):
 class _Seen(Struct):
     """What a batch of changes concerns.  ``echoes``: Ingresses of which just the status is new."""
 
-    hosts: dict[str, set[str]] = field(default_factory=dict)  # by namespace of their Ingress
+    # By namespace of their Ingress.
+    hosts: defaultdict[str, set[str]] = field(default_factory=partial(defaultdict, set))
     edited: set[str] = field(default_factory=set)  # Ingresses
     services: set[str] = field(default_factory=set)
     secrets: set[str] = field(default_factory=set)
@@ -241,8 +243,14 @@ class Reconciler:
         """
         seen = _Seen()
         for change in self._with_own_class(changes):
-            unit = ("change", change.kind, change.key)
-            self.faults.run(unit, f"{change.kind}/{change.key}", self._take, change, seen)
+            try:
+                self._take(change, seen)
+            except Exception as err:
+                unit = ("change", change.kind, change.key)
+                self.faults.note(unit, f"{change.kind}/{change.key}", err)
+            else:
+                if self.faults:
+                    self.faults.over(("change", change.kind, change.key))
         if seen.classes:
             self._default_class = default_class(self.store)
         given = self._hear(seen.vips)
@@ -259,17 +267,20 @@ class Reconciler:
                     else self.store.all("Ingress")
                 )
         for key in touched:
-            seen.hosts.setdefault(namespace_of(key), set()).update(self.store.hosts_of(key))
+            seen.hosts[namespace_of(key)].update(self.store.hosts_of(key))
         touched |= seen.edited
         for key in seen.secrets:
             self.realiser.take_certificate(key)
-        left_out = self.endpoints.know_vips(*self._vips()) if infra else set()
+        left_out: set[str] = set()
+        if infra:
+            known, strays = self._vips()
+            edited = {key for key, _, _ in seen.slices}
+            left_out |= self.endpoints.know_vips(known, strays, but=edited)
         for one in seen.slices:
             slice_unit = ("endpoints", one[0])
             run = self.faults.run
-            left_out |= (
-                run(slice_unit, f"EndpointSlice/{one[0]}", self.endpoints.take, *one) or set()
-            )
+            if found := run(slice_unit, f"EndpointSlice/{one[0]}", self.endpoints.take, *one):
+                left_out |= found
         seen.services |= left_out
         seen.echoes |= self._touch_users(left_out)
         if most is not None and not (infra or seen.classes):
@@ -324,14 +335,17 @@ class Reconciler:
         """Take in one change; ``seen`` is told what it concerns."""
         key, kind = change.key, change.kind
         if kind == "Ingress":
+            seen.edited.add(key)
+            if self.store.ingress(key) is None:
+                seen.hosts[namespace_of(key)].update(self.store.apply_ingress(change))
+                return
             if self.store.take_status(change):  # our own writes come back to us
+                seen.edited.discard(key)
                 seen.echoes.add(key)
                 return
             hosts = self.store.hosts_of(key)
-            was = self.store.ingress(key)
-            seen.hosts.setdefault(namespace_of(key), set()).update(self.store.apply_ingress(change))
-            self.claims.take(key, hosts, edited=was is not None)
-            seen.edited.add(key)
+            seen.hosts[namespace_of(key)].update(self.store.apply_ingress(change))
+            self.claims.take(key, hosts)
             return
         old = self.store.apply(change)
         self.gateway_api.take(change, old)
