@@ -12,7 +12,9 @@ import contextlib
 import os
 import signal
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import cast
@@ -45,7 +47,7 @@ from akocore.engines.envoy.resources import (
 )
 from akocore.model import HostModel, Pool, Route
 from akocore.model_http import Backend, Chain, ChainTls, HttpMatch, HttpRule, TextMatch
-from engines.gateway_rig import need_envoy, until
+from engines.gateway_rig import need_envoy
 from engines.refusals import (
     BAD_CERTIFICATES,
     BAD_ENDPOINTS,
@@ -62,6 +64,8 @@ pytestmark = pytest.mark.real
 _HISTORIES = int(os.environ.get("AKOCORE_HISTORIES", "50"))
 _FIRST = int(os.environ.get("AKOCORE_FIRST_HISTORY", "0"))
 _ADDRESSES = {"a": "127.21.31.50", "b": "127.21.31.51"}  # of each group, which has one engine
+_LASTING = ("an engine is away", "an engine is busy")
+_ENDS = ("the controller ends", "an engine ends", "all ends", "streams end", *_LASTING)
 _KINDS = ("host", "host", "host", "ingress", "cluster", "udp", "listener", "sni", "tls")
 
 
@@ -105,10 +109,13 @@ class World:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.things: dict[str, Thing] = {}
+        self.away = ""  # group of an engine that has ended
         self.made = 0
         self.http: list[int] = []  # ports of servers that tell their version
         self.udp: list[int] = []
         self.story: list[str] = []
+        self.chunk = 500  # resources in one response
+        self._moved = asyncio.Event()  # an engine came, went, or answered
         self.ads = self._server()
         self._envoys: dict[str, asyncio.subprocess.Process] = {}
         self._base: dict[str, list[Encoded]] = {}
@@ -117,7 +124,9 @@ class World:
     # ── life ────────────────────────────────────────────────────────────────────────────────
 
     def _server(self) -> AdsServer:
-        ads = AdsServer(self.home / "xds.sock", lambda _group: None, self._scopes_of)
+        ads = AdsServer(
+            self.home / "xds.sock", lambda _group: self._moved.set(), self._scopes_of, self.chunk
+        )
         for group in _ADDRESSES:
             ads.catalog(group).secret = self.secret
         return ads
@@ -164,8 +173,9 @@ class World:
 
     async def stop(self) -> None:
         for envoy in self._envoys.values():
-            envoy.send_signal(signal.SIGKILL)
-            await envoy.wait()
+            if envoy.returncode is None:
+                envoy.send_signal(signal.SIGKILL)
+                await envoy.wait()
         await self.ads.stop()
         await self.client.close()
         for runner in self._runners:
@@ -186,15 +196,24 @@ class World:
                 start_new_session=True,
             )
 
-    async def restart_engine(self, group: str) -> None:
+    async def end_engine(self, group: str) -> None:
         self._envoys[group].send_signal(signal.SIGKILL)
         await self._envoys[group].wait()
         name = f"se-{group}"
-        await until(lambda: name not in self.ads.engines)
-        await self.start_engine(group)
+        await self._until(lambda: name not in self.ads.engines)
 
-    async def restart_controller(self) -> None:
+    def suspend_engine(self, group: str) -> None:
+        self._envoys[group].send_signal(signal.SIGSTOP)
+
+    def resume_engines(self) -> None:
+        for group in set(self._envoys) - {self.away}:
+            assert self._envoys[group].returncode is None, "\n".join(("it ended", *self.story))
+            self._envoys[group].send_signal(signal.SIGCONT)
+
+    async def end_controller(self) -> None:
         await self.ads.stop()
+
+    async def start_controller(self) -> None:
         self._published = {group: {} for group in _ADDRESSES}
         self.ads = self._server()
         await self.ads.start(self.ads.service())
@@ -231,7 +250,18 @@ class World:
                 e.acknowledged < e.reached or e.clearing for e in engines
             )
 
-        await until(all_have, 40)
+        await self._until(all_have)
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < deadline, "\n".join((self._waiting(), *self.story))
+            self._moved.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), 0.1)
+
+    def _waiting(self) -> str:
+        return f"it never settled: {[(e, e.waits_for()) for e in self.ads.engines.values()]}"
 
     def rejected(self) -> set[str]:
         return {name for e in self.ads.engines.values() for _, name in e.rejected}
@@ -279,10 +309,9 @@ class World:
         """Every good thing answers; what is refused is bad, and known to be refused."""
         await self.settled()
         wrong = await self.wrong()
-        for _ in range(40):
-            if not wrong:
-                break
-            await asyncio.sleep(0.1)
+        deadline = time.monotonic() + 10
+        while wrong and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
             wrong = await self.wrong()
         assert not wrong, f"{wrong}\n" + "\n".join(self.story)
         bad = {name for thing in self.things.values() for name in thing.bad}
@@ -439,18 +468,22 @@ async def _ask_udp(address: str, port: int) -> str:
         transport.close()
 
 
-async def _certificate(address: str, port: int, name: str) -> str:
-    context = ssl.create_default_context()
+@cache
+def _anybody() -> ssl.SSLContext:
+    """Takes every certificate; made once, as that takes longer than the handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    _, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
+    return context
+
+
+async def _certificate(address: str, port: int, name: str) -> str:
+    _, writer = await asyncio.open_connection(address, port, ssl=_anybody(), server_hostname=name)
     try:
         der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         subject = x509.load_der_x509_certificate(der).subject
         return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     finally:
-        writer.close()
-        with contextlib.suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
+        writer.transport.abort()
 
 
 @pytest_asyncio.fixture
@@ -483,10 +516,40 @@ async def _step(world: World, chance: Random, what: str) -> None:
             del world.things[thing.name]
             world.publish_secrets(set(thing.secrets))
     world.publish()
-    if what == "the controller ends":
-        await world.restart_controller()
-    elif what == "an engine ends":
-        await world.restart_engine(chance.choice(sorted(_ADDRESSES)))
+    if what in _ENDS:
+        await _end(world, chance, what)
+
+
+async def _end(world: World, chance: Random, what: str) -> None:
+    """Something ends and begins anew.  Of what is left to begin, the next step is the first."""
+    group = chance.choice(sorted(_ADDRESSES))
+    if what in ("the controller ends", "all ends"):
+        await world.end_controller()
+    if what in ("an engine ends", "all ends", "an engine is away"):
+        await world.end_engine(group)
+    if what == "all ends":
+        for other in _ADDRESSES.keys() - {group}:
+            await world.end_engine(other)
+    if what in ("the controller ends", "all ends"):
+        await world.start_controller()
+    if what == "an engine is away":
+        world.away = group
+    elif what in ("an engine ends", "all ends"):
+        for one in _ADDRESSES if what == "all ends" else (group,):
+            await world.start_engine(one)
+    elif what == "streams end":
+        world.ads.send_away()
+    elif what == "an engine is busy":
+        world.suspend_engine(group)
+
+
+async def _ask(world: World) -> None:
+    """Everything runs, and good things answer."""
+    world.resume_engines()
+    if world.away:
+        await world.start_engine(world.away)
+        world.away = ""
+    await world.all_is_well()
 
 
 def _new(world: World, chance: Random, count: int) -> list[Thing]:
@@ -503,16 +566,19 @@ def _new(world: World, chance: Random, count: int) -> list[Thing]:
 async def _history(world: World, seed: int) -> None:
     chance = Random(seed)
     world.story = [f"history {seed}"]
+    world.chunk = chance.choice((1, 3, 10, 500))  # of the next controller as well
+    world.ads.chunk = world.chunk
     steps = ["write", *chance.choices(("write", "edit", "mend", "remove"), k=chance.randint(2, 4))]
-    if chance.random() < 0.3:
-        ends = chance.choice(("the controller ends", "an engine ends"))
-        steps.insert(chance.randint(1, len(steps)), ends)
+    if chance.random() < 0.5:
+        steps.insert(chance.randint(1, len(steps)), chance.choice(_ENDS))
     for i, what in enumerate(steps):
         await _step(world, chance, what)
-        hurried = i + 1 < len(steps) and steps[i + 1] == "the controller ends"
-        if not hurried or chance.random() < 0.3:
-            await world.all_is_well()
-        else:
+        following = steps[i + 1] if i + 1 < len(steps) else ""
+        if what in _LASTING and following:
+            continue  # it misses the next step
+        if following not in _ENDS or chance.random() < 0.3:
+            await _ask(world)
+        else:  # in the middle of what was sent
             await asyncio.sleep(chance.choice((0, 0, 0.001, 0.01)))
     world.story.append("all is removed")
     names = {name for thing in world.things.values() for name in thing.secrets}

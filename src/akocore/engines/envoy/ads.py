@@ -229,6 +229,8 @@ class AdsServer:
     began, and whether an engine that clients can meet got it.
     ``scopes_of(engine)``: the names of the scopes that a running engine has; None: it is away.
 
+    ``chunk``: resources in one response.
+
     ``engines`` are connected here; ``elsewhere`` to another replica; ``lost`` (name → group) were
     there not long ago.  ``limit(group)``: what is published beyond it may yet be forgotten, so no
     engine counts as having it.
@@ -239,8 +241,10 @@ class AdsServer:
         socket: Path,
         on_progress: Callable[[str], None],
         scopes_of: Callable[[str], Awaitable[Collection[str] | None]] | None = None,
+        chunk: int = _CHUNK,
     ) -> None:
         self.socket = socket
+        self.chunk = chunk
         self.catalogs: dict[str, Catalog] = {}
         self.engines: dict[str, Engine] = {}
         self.elsewhere: dict[str, Elsewhere] = {}
@@ -436,8 +440,10 @@ class AdsServer:
         sequence: int,
         *,
         always: bool = False,
-        chunk: int = _CHUNK,
+        chunk: int = 0,
     ) -> None:
+        """``chunk``: resources in one response; 0: as many as there are in any."""
+        chunk = chunk or self.chunk
         resources, gone = list(puts), list(drops)
         while resources or gone or always:
             part, resources = resources[:chunk], resources[chunk:]
@@ -644,7 +650,7 @@ class AdsServer:
             self._send(engine, type_url, puts, removed, sequence, always=True)
         else:
             # A listener opens with the first answer of its scopes: nobody is to meet half of them.
-            chunk = len(wanted) or 1 if type_url == SRDS else _CHUNK
+            chunk = len(wanted) or 1 if type_url == SRDS else 0
             puts = list(wanted.values())
             self._send(engine, type_url, puts, gone, sequence, always=True, chunk=chunk)
         self._send(engine, type_url, bad.values(), (), sequence, chunk=1)
