@@ -591,3 +591,21 @@ async def _history(world: World, seed: int) -> None:
 async def test_whatever_is_refused_all_else_answers(world: World) -> None:
     for seed in range(_FIRST, _FIRST + _HISTORIES):
         await _history(world, seed)
+
+
+@pytest.mark.parametrize("later", [True, False], ids=["a host of its own", "another host's path"])
+async def test_a_refused_cluster_takes_no_host_of_another_service_with_it(
+    world: World, later: bool
+) -> None:
+    """Whether its cluster came in the response that is refused, or its other path has that one."""
+    bad = cluster("default/bad/80", [BAD_ENDPOINTS["no address"]])
+    good = cluster("default/good/80", [("127.0.0.1", world.http[0])])
+    routes = [Route("", False, Pool("p", "default/good/80"))]
+    if not later:
+        routes.insert(0, Route("/bad", False, Pool("q", "default/bad/80")))
+    one = scope("shared", 8081, HostModel("it.test", "", tuple(routes), "", False))
+    thing = Thing("ingress", "it.test", 0, "v0", asked={"it.test": "v0"}, bad={bad.name})
+    thing.resources = {group: [bad, good, one] for group in _ADDRESSES}
+    world.things["it.test"] = thing
+    world.publish()
+    await world.all_is_well()

@@ -361,6 +361,8 @@ def _scope(
     out.key.fragments.add().string_key = host or "*"
     config = out.route_configuration
     config.name = host or "*"  # the scope says the rest
+    # One whose cluster is refused, or comes later as another was, takes no host with it: a 503.
+    config.validate_clusters.value = False
     if host and not host.startswith("*"):
         config.typed_per_filter_config[FALLBACK].CopyFrom(FALLBACK_OFF)
     virtual_host = config.virtual_hosts.add()
