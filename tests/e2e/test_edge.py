@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -118,6 +119,11 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
                 return
             await reader.readexactly(int(headers.get("content-length", "0")))
             path = lines[0].split()[1]
+            if path == "/endless":
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    writer.write(bytes(1 << 16))
+                    await writer.drain()
             told = f"{path} {' '.join(sorted(headers))}".encode()
             answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(told), told)
             writer.write(answer)
@@ -200,6 +206,13 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
         yield made
 
 
+@pytest_asyncio.fixture
+async def doors_unset(tmp_path: Path) -> AsyncIterator[Doors]:
+    """With the limits that there are when nobody says any."""
+    async with doors_over(tmp_path, "{}") as made:
+        yield made
+
+
 async def until(true: Callable[[], Awaitable[bool]], within_s: float = 15) -> None:
     deadline = time.monotonic() + within_s
     while not await true():
@@ -207,9 +220,11 @@ async def until(true: Callable[[], Awaitable[bool]], within_s: float = 15) -> No
         await asyncio.sleep(0.05)
 
 
-def trusting() -> ssl.SSLContext:
+def trusting(*alpn: str) -> ssl.SSLContext:
     out = ssl.create_default_context()
     out.check_hostname, out.verify_mode = False, ssl.CERT_NONE
+    if alpn:
+        out.set_alpn_protocols(list(alpn))
     return out
 
 
@@ -332,6 +347,19 @@ async def test_who_is_slow_but_in_time_is_served(doors: Doors) -> None:
             assert (await client.ask("x"))[0] == 200
 
 
+async def test_who_is_slow_is_cut_though_no_setting_says_so(doors_unset: Doors) -> None:
+    async def cut(door: str, first: str = "") -> float:
+        async with Client(getattr(doors_unset, door)) as client:
+            client.send(first)
+            return await client.closed_after(25)
+
+    half = f"GET / HTTP/1.1\r\nhost: {HOST}\r\nx-slow: "
+    found = await asyncio.gather(
+        *(cut("ingress_tls"), cut("gateway_tls"), cut("ingress", half), cut("gateway", half))
+    )
+    assert min(found) > 5
+
+
 # ── idle streams ────────────────────────────────────────────────────────────────────────────
 
 UPGRADE = "GET / HTTP/1.1\r\nhost: HOST\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
@@ -408,6 +436,49 @@ async def test_a_full_virtual_service_leaves_its_neighbours_be(doors: Doors, doo
         assert not await served(place)
         await stack.aclose()
     await until(lambda: served(place))
+
+
+async def test_a_connection_of_http2_may_have_little_at_once(doors_unset: Doors) -> None:
+    """As Envoy says itself when it greets: RFC 9113, 6.5.2 and 6.9."""
+    concurrent_streams, initial_window = 3, 4
+    for place in (doors_unset.ingress_tls, doors_unset.gateway_tls):
+        reader, writer = await asyncio.open_connection(
+            *place, ssl=trusting("h2"), server_hostname=HOST
+        )
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        settings: dict[int, int] = {}
+        window = 65_535
+        async with asyncio.timeout(10):
+            while concurrent_streams not in settings or window == 65_535:
+                size, kind, flags, stream = struct.unpack("!xHBBI", await reader.readexactly(9))
+                body = await reader.readexactly(size)
+                if kind == 4 and not flags & 1:
+                    settings |= dict(struct.iter_unpack("!HI", body))
+                if (kind, stream) == (8, 0):
+                    window += int.from_bytes(body)
+        writer.close()
+        assert settings[concurrent_streams] == 100
+        assert settings.get(initial_window, 65_535) <= 64 << 10
+        assert window == 1 << 20
+
+
+async def test_who_reads_nothing_costs_an_engine_little(doors_unset: Doors) -> None:
+    async def held() -> int:
+        """Bytes that engines have read from endpoints, and can't hand on."""
+        found = [0]
+        for name in doors_unset.house.serve.engines.running:
+            admin = doors_unset.house.serve.engines.admin(name)
+            found += (await admin.stats(r"downstream_cx_tx_bytes_buffered$")).values()
+        return max(found)
+
+    async with Client(doors_unset.ingress) as client:
+        client.send("GET /endless HTTP/1.1\r\nhost: plain.example.test\r\n\r\n")
+        before = -1
+        async with asyncio.timeout(30):
+            while (now := await held()) == 0 or now != before:
+                before = now
+                await asyncio.sleep(1)
+        assert now <= 128 << 10
 
 
 # ── what a request may be like ──────────────────────────────────────────────────────────────

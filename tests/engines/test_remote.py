@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import ssl
@@ -208,6 +209,19 @@ def test_what_can_not_be_is_said(scratch: Path, words: list[str], said: str) -> 
 
 
 # ─── who may come
+
+
+async def test_who_connects_and_shows_no_certificate_is_cut(controller: Controller) -> None:
+    async def cut(first: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
+        writer.write(first)
+        async with asyncio.timeout(30):
+            with contextlib.suppress(OSError):
+                assert await reader.read() == b""
+        writer.close()
+
+    record_that_goes_on = bytes([22, 3, 1, 2, 0, 1])
+    await asyncio.gather(cut(b""), cut(record_that_goes_on))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -65,6 +66,40 @@ def test_chosen_namespaces_are_served_by_roles_in_them(nodes: Nodes) -> None:
         if "secrets" in rule["resources"] and "watch" in rule["verbs"]
     }
     assert reads == {("Role", "shop"), ("Role", "blog"), ("Role", None)}  # None: its own
+
+
+def policy_of(nodes: Nodes, *arguments: str) -> dict[str, list[Any]]:
+    """Who may connect to the controllers, by port; none: anybody."""
+    show = ("--show-only", "templates/services.yaml", "--kube-version", "1.35.0")
+    made = nodes.helm("template", "akocore", str(CHART), *show, *arguments)
+    objects = [msgspec.yaml.decode(one) for one in made.split("\n---\n")]
+    (policy,) = (one for one in objects if one["kind"] == "NetworkPolicy")
+    return {
+        port["port"]: rule.get("from", [])
+        for rule in policy["spec"]["ingress"]
+        for port in rule["ports"]
+    }
+
+
+def test_who_may_connect_to_controllers_is_chosen(nodes: Nodes) -> None:
+    monitoring = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+    found = policy_of(nodes)
+    assert found == {
+        "xds": [],
+        "certificates": [],
+        "metrics": [{"namespaceSelector": monitoring}],
+    }
+    chosen = policy_of(
+        nodes,
+        *("--set", "networkPolicy.nodes={10.1.0.0/16,10.2.0.0/16}"),
+        *("--set", "networkPolicy.monitoring=null"),
+    )
+    assert chosen.keys() == {"xds", "certificates"}
+    for allowed in chosen.values():
+        blocks = [one["ipBlock"]["cidr"] for one in allowed if "ipBlock" in one]
+        pods = [one["podSelector"]["matchLabels"] for one in allowed if "podSelector" in one]
+        assert blocks == ["10.1.0.0/16", "10.2.0.0/16"]
+        assert [one["app.kubernetes.io/component"] for one in pods] == ["service-engine"]
 
 
 def test_a_value_that_means_nothing_is_refused_with_those_that_do(nodes: Nodes) -> None:
