@@ -7,6 +7,7 @@ Every call costs what it is given.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from functools import partial
@@ -103,7 +104,7 @@ class Realiser:
         self._groups = Index()  # Service port → groups that have it
         self._users: Users[tuple[str, str]] = Users()  # (Service port, group) → virtual services
         self._named: Users[tuple[str, str]] = Users()  # (Secret, group) → what there names it
-        self._diffs: dict[str, _Diff] = {}
+        self._diffs: defaultdict[str, _Diff] = defaultdict(_Diff)
         self._unsettled: list[Placed] = []
         self._placed: list[tuple[str, int, str]] = []
         self._placed_l4: list[Published] = []
@@ -529,12 +530,12 @@ class Realiser:
         diff.puts[at] = one
 
     def _drop(self, group: str, type_url: str, name: str) -> None:
-        diff = self._diffs.setdefault(group, _Diff())
+        diff = self._diffs[group]
         diff.puts.pop((type_url, name), None)
         diff.drops[type_url, name] = None
 
     def publish(self) -> None:
-        diffs, self._diffs = self._diffs, {}
+        diffs, self._diffs = self._diffs, defaultdict(_Diff)
         for group, diff in diffs.items():
             for type_url, name in (*diff.puts, *diff.drops):
                 if type_url == LDS:

@@ -327,7 +327,10 @@ class AdsServer:
     # ── publishing ──────────────────────────────────────────────────────────────────────────
 
     def catalog(self, group: str) -> Catalog:
-        return self.catalogs.setdefault(group, Catalog())
+        found = self.catalogs.get(group)
+        if found is None:
+            found = self.catalogs[group] = Catalog()
+        return found
 
     def publish(self, group: str, puts: Iterable[Encoded], drops: Iterable[tuple[str, str]]) -> int:
         """Change a group's catalog; the sequence number to wait for.  Cost: what changed."""
