@@ -17,10 +17,10 @@ import orjson
 
 from akocore import status, status_gateway, status_l4
 from akocore.engines.agent.messages import Report
-from akocore.engines.envoy.ads import unlimited
 from akocore.engines.envoy.process import EngineError, not_confined
 from akocore.kube.gateway_objects import ROUTE_KINDS
 from akocore.place.scale import FOLLOWS_OBJECTS
+from akocore.unix_server import UnixServer
 
 if TYPE_CHECKING:
     from akocore.serve import Serve
@@ -39,21 +39,13 @@ class Control:
 
     def __init__(self, serve: Serve, socket: Path) -> None:
         self._serve = serve
-        self._socket = socket
-        self._server: grpc.aio.Server | None = None
+        self._server = UnixServer(socket)
 
     async def start(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        self._server = grpc.aio.server(options=unlimited)
-        self._server.add_generic_rpc_handlers((self._service(),))
-        self._server.add_insecure_port(f"unix:{self._socket}")
-        await self._server.start()
-        self._socket.chmod(0o600)
+        await self._server.start(self._service())
 
     async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(0.2)
-        self._socket.unlink(missing_ok=True)
+        await self._server.stop()
 
     def _service(self) -> grpc.GenericRpcHandler:
         method: Any = grpc.unary_unary_rpc_method_handler

@@ -52,8 +52,9 @@ from akocore.engines.envoy.resources import (
     Encoded,
     plain_sni,
 )
+from akocore.unix_server import UnixServer
 
-__all__ = ["AdsServer", "Catalog", "Elsewhere", "Engine", "Rejection", "unlimited"]
+__all__ = ["AdsServer", "Catalog", "Elsewhere", "Engine", "Rejection"]
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,6 @@ _TRUST_S = 30.0  # that an engine's last stream is taken for the one before this
 
 _Response = tuple[bytes, list[Encoded]]  # a DeltaDiscoveryResponse without, and its resources
 _Admit = Callable[[Any, str, str], Awaitable[None]]
-
-unlimited = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-"""Options of a server of `AdsServer.service`: a big catalog is a big message."""
 
 
 async def _admit_all(_context: Any, _name: str, _group: str) -> None:
@@ -261,18 +259,13 @@ class AdsServer:
         self._bad: dict[tuple[str, str], bytes] = {}  # (type, name) → what an engine refused of it
         self._clearing: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
-        self._server: grpc.aio.Server | None = None
+        self._server = UnixServer(socket)
 
     # ── life ────────────────────────────────────────────────────────────────────────────────
 
     async def start(self, *handlers: grpc.GenericRpcHandler) -> None:
         """Listen, with these services.  One of them may be `service`."""
-        self.socket.unlink(missing_ok=True)
-        self._server = grpc.aio.server(options=unlimited)
-        self._server.add_generic_rpc_handlers(handlers)
-        self._server.add_insecure_port(f"unix:{self.socket}")
-        await self._server.start()
-        self.socket.chmod(0o600)
+        await self._server.start(*handlers)
 
     def service(self, admit: _Admit = _admit_all) -> grpc.GenericRpcHandler:
         """The discovery service, for any server to offer.
@@ -303,10 +296,8 @@ class AdsServer:
         return self._open.is_set()
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self.send_away()
-            await self._server.stop(0.2)
-        self.socket.unlink(missing_ok=True)
+        self.send_away()
+        await self._server.stop()
 
     @property
     def fleet(self) -> Mapping[str, Engine | Elsewhere]:

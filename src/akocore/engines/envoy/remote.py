@@ -27,16 +27,17 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from akocore.engines.agent.routers import Routers
-from akocore.engines.envoy.ads import AdsServer, unlimited
+from akocore.engines.envoy.ads import AdsServer
 from akocore.engines.envoy.process import EngineError, may_name
 from akocore.kube.objects import Batch
+from akocore.unix_server import UNLIMITED
 
 __all__ = ["Alone", "RemoteServer", "Say", "TlsFiles", "stranger"]
 
 log = logging.getLogger(__name__)
 
 _OPTIONS = (
-    *unlimited,
+    *UNLIMITED,
     ("grpc.so_reuseport", 0),  # a port that is taken is an error
     # An engine whose machine is gone holds nobody up for long; nor do we take its own pings amiss.
     ("grpc.keepalive_time_ms", 5_000),
