@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
 from akocore.client_limits import ClientLimits
+from akocore.fields import explained, no_such_field, unknown_fields
 from akocore.kube.objects import AddressRange, NetworkSpec, ServiceEngineGroupSpec
 
 __all__ = [
@@ -44,6 +45,9 @@ class ShardSize(StrEnum):
     def shards(self) -> int:
         """1, 4 or 8 shared virtual services; 0: one virtual service for each host."""
         return {"SMALL": 1, "MEDIUM": 4, "LARGE": 8, "DEDICATED": 0}[self.value]
+
+
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")  # addresses of IPv4, written as IPv6
 
 
 class _Section(
@@ -218,9 +222,11 @@ class EndpointsConfig(_Section, frozen=True):
     def __post_init__(self) -> None:
         for text in (*self.deny, *self.allow):
             try:
-                ip_network(text)
+                network = ip_network(text)
             except ValueError as err:
-                raise ValueError(f"{err} - Write it as 10.10.16.0/24") from err
+                raise ValueError(f"{err} (write it as 10.10.16.0/24)") from err
+            if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+                raise ValueError(f"{text!r} has addresses of IPv4 in IPv6: write these as IPv4")
 
 
 _LOOPBACK = NetworkSpec(
@@ -249,7 +255,7 @@ class Config(_Section, frozen=True):
         Meta(description="networks that exist without an object; an object of that name wins"),
     ] = msgspec.field(default_factory=lambda: {"default": _LOOPBACK})
     watch_namespaces: Annotated[
-        tuple[str, ...],
+        tuple[Annotated[str, Meta(pattern="^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")], ...],
         Meta(
             description="of a cluster's objects, read those of these namespaces alone; none: all."
             " What another namespace holds (a Service, a Secret) is not there for akocore"
@@ -263,6 +269,12 @@ class Config(_Section, frozen=True):
         int, Meta(ge=1, le=256, description="worker threads of each local Service Engine")
     ] = 1
 
+    def __post_init__(self) -> None:
+        names = self.watch_namespaces
+        twice = next((one for i, one in enumerate(names) if one in names[:i]), None)
+        if twice is not None:
+            raise ValueError(f"watchNamespaces has {twice} twice")
+
 
 def load_config(path: Path | None) -> Config:
     """The configuration in the YAML or JSON file ``path``; the defaults when it is None.
@@ -275,7 +287,16 @@ def load_config(path: Path | None) -> Config:
         text = path.read_bytes()
     except OSError as err:
         raise ConfigError(f"{path}: {err.strerror}. Give a readable file to --config.") from err
+    see = "See `akocore config --schema`."
     try:
-        return msgspec.yaml.decode(text, type=Config) if text.strip() else Config()
+        written = msgspec.yaml.decode(text)
+        if written is None:  # nothing, or comments alone
+            return Config()
+        config = msgspec.convert(written, Config)
+    except msgspec.ValidationError as err:
+        raise ConfigError(f"{path}: {explained(str(err), written, Config)[1]} {see}") from err
     except msgspec.MsgspecError as err:
-        raise ConfigError(f"{path}: {err}. See `akocore config --schema`.") from err
+        raise ConfigError(f"{path}: {err}. {see}") from err
+    for field, there in unknown_fields(written, config):
+        raise ConfigError(f"{path}: {no_such_field(field, there)} {see}")
+    return config

@@ -71,7 +71,7 @@ class Events:
     def refusals(self, object_: str, refusals: Iterable[Refusal]) -> None:
         """All that an object is refused now: what is new is said, and when it is over."""
         refusals = tuple(refusals)
-        now = frozenset((r.reason, f"{r.field}: {r.remedy}") for r in refusals)
+        now = frozenset((r.reason, _note(object_, r)) for r in refusals)
         before = self._refused.get(object_, frozenset())
         if now == before:
             return
@@ -96,3 +96,10 @@ class Events:
         self.refused.update(now)
         if now:
             self._counted[object_] = now
+
+
+def _note(object_: str, refusal: Refusal) -> str:
+    """What is said of a refusal: where in the object, or in which one of a file, and what to do."""
+    one_of_many = object_.startswith("File/") and refusal.object != object_
+    where = f"{refusal.object if one_of_many else ''} {refusal.field}".strip()
+    return f"{where}: {refusal.remedy}" if where else refusal.remedy

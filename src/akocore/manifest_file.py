@@ -23,7 +23,16 @@ import orjson
 import yaml
 from msgspec import Struct
 
-from akocore.kube.objects import KINDS, Object, decode, key_of
+from akocore.fields import explained, no_such_field, spelt, unknown_fields
+from akocore.kube.objects import (
+    KINDS,
+    AviInfraSetting,
+    Network,
+    Object,
+    ServiceEngineGroup,
+    decode,
+    key_of,
+)
 from akocore.model import Refusal
 
 if TYPE_CHECKING:
@@ -91,6 +100,7 @@ def read(data: bytes, name: str, bounds: Bounds = BOUNDS) -> Reading:
                 continue
             seen[found.id] = where
             documents.append(found)
+            refusals += _passed_over(found, raw, where)
     except _SyntaxError as err:
         refusal = Refusal(
             object=f"File/{name}", field="", reason=err.reason, remedy=err.remedy, line=err.line
@@ -134,7 +144,7 @@ def _object(raw: Any, where: _Place, file: str) -> Document | Refusal | None:
     def no(path: tuple[str | int, ...], reason: str, remedy: str, id_: str = "") -> Refusal:
         return Refusal(
             object=id_ or f"File/{file}",
-            field=_spell(path),
+            field=spelt(path),
             reason=reason,
             remedy=remedy,
             line=where.line(path),
@@ -183,8 +193,22 @@ def _object(raw: Any, where: _Place, file: str) -> Document | Refusal | None:
         try:  # as the API server: null is the same as absent
             return Document(id_, decode(_without_nulls(document, {}), struct), where.first)
         except msgspec.ValidationError:
-            path, remedy = _explain(str(err), raw)
+            path, remedy = explained(str(err), raw, struct)
             return no(path, "InvalidField", remedy, id_)
+
+
+def _passed_over(found: Document, raw: dict[str, Any], where: _Place) -> Iterator[Refusal]:
+    """What nobody reads of an object that governs others: a limit that is misspelt is none."""
+    if isinstance(found.obj, AviInfraSetting | Network | ServiceEngineGroup):
+        for path, there in unknown_fields(raw.get("spec"), found.obj.spec, ("spec",)):
+            yield Refusal(
+                object=found.id,
+                field=spelt(path),
+                reason="UnknownField",
+                remedy=no_such_field(path, there),
+                line=where.line(path),
+                warning=True,
+            )
 
 
 def _other_version(version: str, kind: str) -> type[Object] | None:
@@ -213,43 +237,6 @@ def _without_nulls(value: Any, made: dict[int, Any]) -> Any:
         out = [_without_nulls(v, made) for v in value]
     made[id(value)] = out
     return out
-
-
-_MESSAGE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$(.*)`)?", re.DOTALL)
-_MISSING: Final = re.compile(r"Object missing required field `(.*)`")
-_STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
-
-
-def _explain(message: str, raw: Any) -> tuple[tuple[str | int, ...], str]:
-    """msgspec's message as the path of the field and a remedy."""
-    match = _MESSAGE.fullmatch(message)
-    what, at = (match[1], match[2] or "") if match else (message, "")
-    path: list[str | int] = []
-    for name, index, some_key in _STEP.findall(at):
-        step: str | int = int(index) if index else name
-        if some_key:  # msgspec doesn't say which; all our open mappings have strings in them
-            odd = (k for k, v in raw.items() if not isinstance(v, str))
-            step = next(odd, "") if isinstance(raw, dict) else ""
-        path.append(step)
-        try:
-            raw = raw[step]
-        except (KeyError, IndexError, TypeError):
-            raw = None
-    if missing := _MISSING.fullmatch(what):
-        path.append(missing[1])
-        return tuple(path), f"Add the field {_spell(tuple(path))}."
-    return tuple(path), f"Correct {_spell(tuple(path)) or 'it'}: {what[:1].lower()}{what[1:]}."
-
-
-def _spell(path: tuple[str | int, ...]) -> str:
-    """``spec.rules[0].host``; keys that are no identifiers in brackets, as Kubernetes does."""
-    text = ""
-    for step in path:
-        if isinstance(step, int) or not step.isidentifier():
-            text += f"[{step}]"
-        else:
-            text += f".{step}" if text else step
-    return text
 
 
 # ── documents of a file ─────────────────────────────────────────────────────────────────────

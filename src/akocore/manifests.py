@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import re
-import stat
 import time
 from collections import Counter
 from collections.abc import (
@@ -39,6 +38,7 @@ from akocore.kube.objects import Batch, Change, Object, Secret
 from akocore.manifest_file import BOUNDS, Reading, duplicate, read, too_large
 from akocore.model import Refusal
 from akocore.observe.listening import NO_FILES, OnceAMinute
+from akocore.regular_file import NotAFileError, read_regular
 
 log = logging.getLogger(__name__)
 
@@ -270,15 +270,14 @@ class ManifestDirectory:
             old = self._files.get(path)
             self._unread.discard(path)
             try:
-                found = os.stat(root + path)
-                if not stat.S_ISREG(found.st_mode):
-                    raise FileNotFoundError
-                if found.st_size > BOUNDS.size_bytes:
+                found, data = read_regular(root + path, BOUNDS.size_bytes)
+                if data is None:
                     digest = hash((found.st_size, found.st_mtime_ns))
                     looks.append(_Look(path, too_large(path, found.st_size), digest))
                     continue
-                with open(root + path, "rb", buffering=0) as file:
-                    data = file.read()
+            except NotAFileError:
+                looks.append(_Look(path, _not_a_file(path), _UNKNOWN))
+                continue
             except (FileNotFoundError, NotADirectoryError):
                 if old is not None:
                     looks.append(_Look(path, None, 0))
@@ -560,6 +559,17 @@ def _reading(data: bytes, path: str) -> Reading:
             " with the log's traceback; until then write it otherwise.",
         )
         return Reading(refusals=(refusal,), partial=True)
+
+
+def _not_a_file(path: str) -> Reading:
+    """What is said of a pipe, a device or a socket: what was at its path before is gone."""
+    refusal = Refusal(
+        object=f"File/{path}",
+        field="",
+        reason="NotAFile",
+        remedy="It is a pipe, a device or a socket. Put a file there, or give it another name.",
+    )
+    return Reading(refusals=(refusal,))
 
 
 def _natural(path: str) -> tuple[list[str | int], str]:

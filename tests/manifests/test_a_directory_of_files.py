@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from pathlib import Path
 
 import pytest
 
 from akocore.manifests import ManifestDirectoryError
+from akocore.regular_file import NotAFileError, read_regular
 
 from .conftest import Bench, said, service
 
@@ -36,14 +40,42 @@ def test_a_root_that_is_not_there_is_a_clear_error(bench: Bench) -> None:
         bench.load()
 
 
-def test_things_that_are_no_files_are_ignored(bench: Bench) -> None:
+def test_a_pipe_is_told_and_a_link_to_nowhere_or_a_loop_is_none(bench: Bench) -> None:
     os.mkfifo(bench.root / "pipe.yaml")
     (bench.root / "nowhere.yaml").symlink_to("gone")
     (bench.root / "loop").symlink_to(".")
     bench.write("dir.yaml/a.yaml", service("a"))
     batch = bench.load()
     assert said(batch) == ["+Service/shop/a"]
-    assert batch.refusals == {}
+    assert {path: [r.reason for r in told] for path, told in batch.refusals.items()} == {
+        "pipe.yaml": ["NotAFile"]
+    }
+
+
+@pytest.mark.parametrize("put", ["pipe", "socket", "device"])
+def test_what_is_put_in_the_place_of_a_file_is_never_waited_for(tmp_path: Path, put: str) -> None:
+    path = tmp_path / "a.yaml"
+    with contextlib.ExitStack() as open_:
+        if put == "pipe":
+            os.mkfifo(path)
+        elif put == "socket":
+            listening = open_.enter_context(socket.socket(socket.AF_UNIX))
+            listening.bind(str(path))
+        else:
+            path.symlink_to("/dev/null")
+        with pytest.raises(NotAFileError):
+            read_regular(str(path), 100)
+
+
+def test_a_file_is_read_to_its_end_and_never_beyond_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"x" * 100)
+    assert read_regular(str(path), 100)[1] == b"x" * 100
+    assert read_regular(str(path), 99)[1] is None
+    says_nothing = "/proc/self/environ"  # its size is 0
+    with open(says_nothing, "rb") as file:
+        assert read_regular(says_nothing, 1 << 20)[1] == file.read()
+    assert read_regular(says_nothing, 10)[1] is None
 
 
 def test_a_creation_time_is_given_once_and_survives_a_restart(bench: Bench) -> None:

@@ -309,3 +309,33 @@ def test_one_wrong_byte_never_raises_and_names_a_line_of_the_file(at: int, byte:
     for no in read(data, "a.yaml").refusals:
         assert 0 <= no.line <= 6
         assert no.remedy.endswith(".")
+
+
+SETTING = """apiVersion: ako.vmware.com/v1alpha1
+kind: AviInfraSetting
+metadata: {name: edge, labels: {any: thing}}
+spec:
+  l7Settings: {shardSize: SMALL}
+  clientLimits:
+    CLIENT
+"""
+
+
+def test_a_field_that_nobody_reads_is_told_and_the_rest_is_served() -> None:
+    reading = read(SETTING.replace("CLIENT", "connection: 5").encode(), "a.yaml")
+    (document,), (told,) = reading.documents, reading.refusals
+    assert isinstance(document.obj, AviInfraSetting)
+    assert (told.object, told.field) == ("AviInfraSetting/edge", "spec.clientLimits.connection")
+    assert (told.reason, told.line, told.warning) == ("UnknownField", 7, True)
+    assert told.remedy.endswith("so it has no effect. Write connections.")
+    network = "apiVersion: akocore.io/v1alpha1\nkind: Network\nmetadata: {name: n}\n"
+    told = refusal(network + "spec: {subnet: 10.0.0.0/24, vipsPerTenant: 1, vipRanges: []}\n")
+    assert told.field == "spec.vipsPerTenant"
+
+
+def test_of_a_value_that_is_none_of_a_list_the_list_is_told() -> None:
+    told = refusal(SETTING.replace("CLIENT", "escapedSlashes: keep"))
+    assert told.field == "spec.clientLimits.escapedSlashes"
+    assert told.remedy.endswith(
+        "It may be KeepUnchanged, RejectRequest, UnescapeAndForward or UnescapeAndRedirect."
+    )
