@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Generic, TypeVar
 
+from akocore.collector import left_alone
+
 __all__ = ["BigFiles"]
 
 _T = TypeVar("_T")
@@ -82,7 +84,8 @@ class BigFiles(Generic[_T]):
             self._reading, at = path, self._waiting[path]
             del self._waiting[path]
             self._after.pop(path, None)
-            found = await asyncio.to_thread(self._read, path)
+            with left_alone():
+                found = await asyncio.to_thread(self._read, path)
             self._found.append((path, found, at))
             took, self._reading = self._clock() - now, ""
             if took > _REST_S:

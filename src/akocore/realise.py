@@ -135,13 +135,9 @@ class Realiser:
                 places.add((home.group, vs))
                 for one in one_by_port:
                     scopes[home.group, one.name] = one
+        used = dict.fromkeys([route.pool.backend for route in model.routes])
         backends = tuple(
-            {
-                (group, vs, route.pool.backend): None
-                for group, vs in places
-                for route in model.routes
-                if route.pool.backend is not None
-            }
+            [(group, vs, one) for group, vs in places for one in used if one is not None]
         )
         self._use(placed.backends, backends)
         placed.backends = backends

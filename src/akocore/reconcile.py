@@ -299,7 +299,7 @@ class Reconciler:
         for namespace, hosts in seen.hosts.items():
             left = most
             for host in hosts:
-                left -= self.store.weight(host)
+                left -= self.store.weight(host, left + 1)
                 if left < 0:
                     self.due.hosts.setdefault(namespace, {}).update(
                         dict.fromkeys(self._in_order(hosts))
@@ -323,7 +323,7 @@ class Reconciler:
             left = _PART
             for host in hosts:
                 part.append(host)
-                left -= max(1, self.store.weight(host))
+                left -= max(1, self.store.weight(host, left))
                 if left <= 0:
                     break
             self._follow(self.due.took(self.due.hosts, namespace, part))

@@ -101,6 +101,7 @@ class Serve:
         asks = self._scopes_of if external is None else None
         self.ads = AdsServer(socket, self._progress, asks)
         self.ads.names_limit = config.limits.server_names
+        self.ads.one_machine = external is None
         self.engines = engines(
             state_dir / "engines",
             envoy or Envoy(Path("envoy"), ""),

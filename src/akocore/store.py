@@ -6,7 +6,7 @@ the cluster.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from typing import cast
 
 from msgspec import structs
@@ -94,8 +94,11 @@ class Store:
         """How many endpoints the EndpointSlices of a Service list.  Cost: its slices."""
         return sum(len(one.endpoints or ()) for one in self.slices(service))
 
-    def weight(self, host: str) -> int:
-        """What following a host may cost, in paths.  Cost: these."""
+    def weight(self, host: str, most: int = 0) -> int:
+        """What following a host may cost, in paths; or ``most`` at least, if it is more than that.
+
+        Cost: these.
+        """
         out = 0
         for key in self._hosts.get(host):
             seen, namespace = self._views[key], key.partition("/")[0]
@@ -103,6 +106,8 @@ class Store:
             if seen.default is not None:
                 paths = (*paths, seen.default)
             out += len(paths)
+            if most and out >= most:
+                return out
             for service in {path.service for path in paths}:
                 out += self.size(f"{namespace}/{service}") // 20
         return out
@@ -188,7 +193,8 @@ class Store:
     def _index_ingress(self, key: str, before: Ingress | None, after: Ingress | None) -> None:
         old = self._views.get(key)
         named = self._names(before, old)
-        new, names = (None, set()) if after is None else self._read(after)
+        valid = () if old is None else old.hosts
+        new, names = (None, set()) if after is None else self._read(after, valid)
         self._views.pop(key, None)
         for ref in named - names:
             self._referrers.discard(ref, key)
@@ -209,13 +215,13 @@ class Store:
             return set()
         return refers(ingress, seen)
 
-    def _read(self, ingress: Ingress) -> tuple[IngressView, set[str]]:
+    def _read(self, ingress: Ingress, valid: Container[str]) -> tuple[IngressView, set[str]]:
         """What an Ingress asks for and refers to: nothing, when we fail over it."""
         key = ingress.metadata.key
         self._unread.discard(key)
         try:
             some, no = of_ingress(ingress, self.limits)
-            seen = view(some)
+            seen = view(some, valid)
             if no:
                 seen = structs.replace(seen, refusals=(*no, *seen.refusals))
             return seen, refers(ingress, seen)

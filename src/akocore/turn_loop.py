@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from akocore.collector import left_alone
 from akocore.kube.objects import Batch, Change
 from akocore.observe.watch import Watch
 from akocore.reconcile import Reconciler
@@ -106,7 +107,8 @@ class TurnLoop:
             namespace = self.turns.whose(owing)
             if namespace is None:
                 return False
-            self._big(namespace)
+            with left_alone():
+                self._big(namespace)
         else:
             return False
         return True

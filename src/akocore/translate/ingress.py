@@ -7,7 +7,7 @@ kept with it; `host_model` merges the views of all Ingresses that name a host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from types import MappingProxyType
@@ -41,6 +41,7 @@ DEFAULT = "spec.defaultBackend"
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\Z")
 _NO_TLS: Mapping[str, tuple[str, str]] = MappingProxyType({})
+_COMMON = 16  # rules, and paths of one
 _PATH_TYPES = ("Exact", "Prefix", "ImplementationSpecific")
 
 
@@ -101,8 +102,11 @@ def _backend(backend: IngressBackend, path: str, exact: bool, field: str) -> Pat
     return PathView(path, exact, service.name, port.name, port.number, field)
 
 
-def view(ingress: Ingress) -> IngressView:
-    """What ``ingress`` asks for, host by host.  Cost: its rules."""
+def view(ingress: Ingress, valid: Container[str] = ()) -> IngressView:
+    """What ``ingress`` asks for, host by host.  ``valid``: hosts that are known to be.
+
+    Cost: its rules.
+    """
     meta, spec = ingress.metadata, ingress.spec
     namespace = meta.namespace
     no: list[Refusal] = []
@@ -114,7 +118,7 @@ def view(ingress: Ingress) -> IngressView:
     hosts: dict[str, list[PathView]] = {}
     for r, rule in enumerate(spec.rules):
         host = rule.host
-        if host and (problem := _host_problem(host)):
+        if host and host not in valid and (problem := _host_problem(host)):
             refuse(f"spec.rules[{r}].host", "InvalidHost", problem)
             continue
         paths = hosts.setdefault(host, [])
@@ -123,7 +127,8 @@ def view(ingress: Ingress) -> IngressView:
                 refuse(f"spec.rules[{r}].http", "MissingBackend", "Add http.paths with a backend.")
             continue
         for p, path in enumerate(rule.http.paths):
-            field = _path_field(r, p)
+            common = r < _COMMON and p < _COMMON
+            field = _path_field(r, p) if common else f"spec.rules[{r}].http.paths[{p}]"
             text = path.path or "/"
             if path.path_type not in _PATH_TYPES:
                 refuse(
@@ -200,6 +205,7 @@ def different_hosts(
 
 @lru_cache(1024)
 def _path_field(rule: int, path: int) -> str:
+    """Of the first ones, which many Ingresses have, there is one text."""
     return f"spec.rules[{rule}].http.paths[{path}]"
 
 
@@ -209,8 +215,8 @@ def refers(ingress: Ingress, seen: IngressView) -> set[str]:
     namespace = meta.namespace
     named = ingress.spec.ingress_class_name or meta.annotation("kubernetes.io/ingress.class")
     out = {f"Namespace/{namespace}", f"IngressClass/{named or ''}"}
-    for paths in seen.hosts.values():
-        out.update([f"Service/{namespace}/{path.service}" for path in paths])
+    services = {path.service for paths in seen.hosts.values() for path in paths}
+    out.update([f"Service/{namespace}/{service}" for service in services])
     if seen.default is not None:
         out.add(f"Service/{namespace}/{seen.default.service}")
     out.update([f"Secret/{secret}" for secret, _ in seen.tls.values()])
@@ -311,8 +317,10 @@ def host_model(
     owner = owner or ordered[0].metadata.namespace
     certificate = _certificate(host, owner, ordered, store, no)
 
-    def add(ingress: Ingress, path: PathView) -> None:
-        key = ingress.metadata.key
+    form = names.child_pool if certificate or dedicated else None
+    most = store.limits.host_paths
+
+    def add(ingress: Ingress, key: str, path: PathView) -> None:
         at = (path.path, path.exact)
         if at in routes:
             other = routes[at][1]
@@ -326,7 +334,7 @@ def host_model(
                 )
             )
             return
-        if len(routes) >= store.limits.host_paths:
+        if len(routes) >= most:
             beyond[key] = beyond.get(key, 0) + 1
             return
         meta = ingress.metadata
@@ -337,7 +345,6 @@ def host_model(
             backend = _resolve(ingress, path, store, no)
             if backend is not None and len(no.get(key, ())) == said:
                 known[asked] = backend  # of many paths to one Service the first has asked for all
-        form = names.child_pool if certificate or dedicated else None
         shown = path.path or "/"
         pool = (
             names.insecure_pool(setting, host, shown, meta.namespace, meta.name)
@@ -355,23 +362,28 @@ def host_model(
         routes[at] = (Route(path.path, path.exact, Pool(pool, backend)), key)
 
     for ingress in ordered:
-        seen = store.view(ingress.metadata.key)
+        key = ingress.metadata.key
+        seen = store.view(key)
         for path in seen.hosts.get(host, ()):
-            add(ingress, path)
+            add(ingress, key, path)
         if seen.default is not None:
             defaults.append((ingress, seen.default))
     for ingress, path in defaults:
         # One that its own Ingress hides is no fault; on any host, one that another hides is.
         hidden = routes.get(("", False))
         if hidden is None or (host == ANY_HOST and hidden[1] != ingress.metadata.key):
-            add(ingress, path)
+            add(ingress, ingress.metadata.key, path)
     for key, count in beyond.items():
-        no.setdefault(key, []).append(_no_place(host, key, count, store.limits.host_paths))
-    order = sorted(routes, key=lambda at: (not at[1], -len(at[0]), at[0]))
-    model = HostModel(
-        host, setting, tuple(routes[at][0] for at in order), certificate, bool(certificate)
-    )
-    return model, no
+        no.setdefault(key, []).append(_no_place(host, key, count, most))
+    order = tuple([routes[at][0] for at in _by_precedence(routes)])
+    return HostModel(host, setting, order, certificate, bool(certificate)), no
+
+
+def _by_precedence(paths: Iterable[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Exact ones, then prefixes; the longest of each first, of alike ones by the alphabet."""
+    out = sorted(paths)
+    out.sort(key=lambda at: len(at[0]), reverse=True)  # stable: of one length as before
+    return [at for at in out if at[1]] + [at for at in out if not at[1]]
 
 
 def _no_place(host: str, key: str, count: int, limit: int) -> Refusal:

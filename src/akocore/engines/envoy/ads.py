@@ -40,6 +40,7 @@ from msgspec import Struct, field
 
 from akocore._fast.diff import diff_fingerprints
 from akocore.engines.envoy.learnt_names import LearntNames
+from akocore.engines.envoy.one_by_one import Held, OneByOne, is_long
 from akocore.engines.envoy.refusal import reason
 from akocore.engines.envoy.resent import resent
 from akocore.engines.envoy.resources import (
@@ -145,6 +146,7 @@ class Engine(Struct):
     outstanding: dict[str, _Sent] = field(default_factory=dict)
     awaited: dict[str, int] = field(default_factory=dict)  # collection not asked for yet → seq
     rejected: dict[tuple[str, str], Rejection] = field(default_factory=dict)
+    held: Held | None = None  # what it is sent when another one has it
     doubted: set[tuple[str, str]] = field(default_factory=set)  # it may have, and not use
     unknown: set[str] = field(default_factory=set)  # types of which any may be so
     nacks: int = 0  # responses refused on this stream
@@ -159,12 +161,16 @@ class Engine(Struct):
         """All publications up to this number are settled here.  Cost: what is on its way."""
         waiting = [sent.sequence for sent in self.outstanding.values()]
         waiting += self.awaited.values()
+        if self.held is not None:
+            waiting.append(self.held.sequence)
         return min(waiting) - 1 if waiting else self.reached
 
     def waits_for(self) -> list[str]:
         """What keeps it from being up to date, in words.  Cost: what is on its way."""
         out = [f"{len(s.names)} of {_short(s.type_url)}" for s in self.outstanding.values()]
         out += [f"its request for {name}" for name in self.awaited]
+        if self.held is not None:
+            out.append(f"{self.held.behind}, which gets it first")
         return [*out, "a list of its scopes"] if self.clearing else out
 
     def names_of(self, host: str) -> list[str]:
@@ -249,6 +255,10 @@ class AdsServer:
         self.lost: dict[str, str] = {}
         self.limit: Callable[[str], int] | None = None
         self.names_limit = 1000  # that an engine keeps and are no host's own
+        self.one_machine = False  # all engines share its processors
+        self._one_by_one: OneByOne[Engine] = OneByOne(
+            self._send_held, lambda s, call: asyncio.get_running_loop().call_later(s, call)
+        )
         self.nacks = 0
         self.on_publish: Callable[[str, int, float, bool], None] = lambda *_: None
         self._on_progress = on_progress
@@ -329,6 +339,9 @@ class AdsServer:
         catalog = self.catalog(group)
         changed: dict[str, list[Encoded]] = {t: [] for t in _PUT_ORDER}
         removed: dict[str, list[Encoded]] = {t: [] for t in _DROP_ORDER}
+        puts, drops, engines = list(puts), list(drops), self._of(group)
+        self._one_by_one.hurry(engines, puts, removed=bool(drops))
+        new = any(one.name not in catalog.resources.get(one.type_url, ()) for one in puts)
         for one in puts:
             if one.type_url == SDS or catalog.put(one):
                 changed[one.type_url].append(one)
@@ -346,11 +359,14 @@ class AdsServer:
         again = {one.name: known[one.name] for one in changed[CDS] if one.name in known}
         changed[EDS] = list(({one.name: one for one in changed[EDS]} | again).values())
         catalog.sequence += 1
-        engines = self._of(group)
+        if self.one_machine and not new and not any(removed.values()) and is_long(changed):
+            self._one_by_one.hold([e for e in engines if e.answers], changed, catalog.sequence)
         # Of one answer Envoy drops listeners first: a new one gets the socket of its predecessor.
         replaced = removed[LDS] if changed[LDS] else []
         for engine in engines:
             engine.reached = catalog.sequence
+            if engine.held is not None and engine.held.sequence == catalog.sequence:
+                continue
             for one in (*changed[SDS], *removed[SDS]):
                 engine.rejected.pop((SDS, one.name), None)  # it is another one now
             for one in changed[EDS]:  # a new cluster asks for them by itself
@@ -391,6 +407,14 @@ class AdsServer:
             if puts and not any(sent.type_url == LDS for sent in engine.outstanding.values()):
                 for one in puts:
                     self._send(engine, LDS, [one], (), engine.reached)
+
+    def _send_held(self, engine: Engine, held: Held) -> None:
+        """An engine is sent what another one was sent before."""
+        resources = self.catalog(engine.group).resources
+        for type_url in (CDS, SRDS):
+            known = resources[type_url]
+            puts = [known[name] for t, name in sorted(held.what) if t == type_url and name in known]
+            self._send(engine, type_url, self._wanted(engine, puts), (), held.sequence)
 
     def _of(self, group: str) -> list[Engine]:
         return [engine for engine in self.engines.values() if engine.group == group]
@@ -500,6 +524,7 @@ class AdsServer:
             if self.engines.get(engine.name) is engine:
                 del self.engines[engine.name]
                 self._leave(engine)
+                self._one_by_one.look(self._of(engine.group))
             log.info(
                 "event=se_disconnected se=%s group=%s sent=%d",
                 *(engine.name, engine.group, engine.sent),
@@ -553,6 +578,7 @@ class AdsServer:
             engine.joining = 0
             self._met.add(engine.name)
             log.info("event=se_ready se=%s group=%s", engine.name, engine.group)
+        self._one_by_one.look(self._of(engine.group))
         if sent is not None or request.resource_names_subscribe or not request.response_nonce:
             self._on_progress(engine.group)
 

@@ -449,6 +449,9 @@ class Engines:
             *(str(self._envoy.path), "-c", f"../{name}{_CONFIG}", _MARK),
             *("--concurrency", str(self._concurrency), "--log-level", self._log_level),
             *("--drain-time-s", str(self.drain_s), "--drain-strategy", "immediate"),
+            # What we send is encoded from Envoy's own definitions: to look for fields that these
+            # lack is 40 % of what a host of many paths costs its main thread.
+            "--ignore-unknown-dynamic-fields",
         ]
 
     def _digest(self, name: str, group: str) -> str:

@@ -172,6 +172,12 @@ def encoded(
     return Encoded(type_url, name, frame, collection, collections)
 
 
+def _within(message: Message, field: str, value: bytes) -> bytes:
+    """An encoded message as this field of another: to be put before or after that one's bytes."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
 def packed(message: Message) -> any_pb2.Any:
     out = any_pb2.Any()
     out.Pack(message)
@@ -255,8 +261,17 @@ def cluster(
     out = cluster_pb2.Cluster(name=name)
     balance(out, sticky)
     tell_clients(out, proxy)
-    fill(out, endpoints)
-    return encoded(CDS, name, out, common=any_cluster(bounds))
+    common, known = any_cluster(bounds), list(endpoints)
+    if len(known) > _MANY:
+        fill(out, ())
+        del out.load_assignment.endpoints[:]
+        members = b"".join([_member(*one) for one in known])
+        common += _within(
+            out, "load_assignment", _within(out.load_assignment, "endpoints", members)
+        )
+    else:
+        fill(out, known)
+    return encoded(CDS, name, out, common=common)
 
 
 def udp_cluster(
@@ -393,10 +408,9 @@ def scope(vs: str, port: int, model: HostModel) -> Encoded:
     """A host's routes on one virtual service and port."""
     out, virtual_host = _scope(vs, port, model.host)
     virtual_host.retry_policy.CopyFrom(unseen_retry())
-    routes = virtual_host.routes
-    if len(model.routes) > _MANY:
-        virtual_host.MergeFromString(b"".join([_one_of_many(route) for route in model.routes]))
-    else:
+    routes, common = virtual_host.routes, b""
+    many = len(model.routes) > _MANY
+    if not many:
         for route in model.routes:
             _fill_route(routes.add(), route)
     if not any(not route.exact and not route.path for route in model.routes):
@@ -404,7 +418,14 @@ def scope(vs: str, port: int, model: HostModel) -> Encoded:
         rest.name = "not-found"
         rest.match.prefix = "/"
         rest.direct_response.status = 404
-    return encoded(SRDS, out.name, out, collection(vs, port))
+    if many:
+        first = b"".join([_one_of_many(route) for route in model.routes])
+        hosts = _within(
+            out.route_configuration, "virtual_hosts", first + virtual_host.SerializeToString()
+        )
+        common = _within(out, "route_configuration", hosts)
+        del out.route_configuration.virtual_hosts[:]
+    return encoded(SRDS, out.name, out, collection(vs, port), common=common)
 
 
 @lru_cache(20_000)
