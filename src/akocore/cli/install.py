@@ -58,11 +58,15 @@ def crds(
     ] = None,
 ) -> None:
     """Print the CustomResourceDefinitions, the access rules and IngressClass avi-lb as YAML."""
+    from akocore.kube.chart_values import values_schema
+
     if chart is None:
         typer.echo(_yaml(_all(True)), nl=False)
         return
     for name, text in chart_files().items():
         (chart / "files" / name).write_text(text)
+    schema = chart / "values.schema.json"
+    schema.write_text(values_schema(schema.read_text()))
 
 
 def uninstall(

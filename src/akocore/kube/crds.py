@@ -30,6 +30,7 @@ __all__ = [
     "crds",
     "ingress_class",
     "rules",
+    "schema_of",
 ]
 
 NAMESPACE = "akocore-system"
@@ -122,14 +123,14 @@ _SHORT = {
 }
 
 
-def _schema(of: inspect.Type) -> dict[str, Any]:
+def schema_of(of: inspect.Type) -> dict[str, Any]:
     """The structural OpenAPI v3 schema of a type."""
     match of:
         case inspect.Metadata(type=inner):
-            return _schema(inner)
+            return schema_of(inner)
         case inspect.UnionType(types=several):
             (one,) = (t for t in several if not isinstance(t, inspect.NoneType))
-            return _schema(one)
+            return schema_of(one)
         case inspect.StrType():
             return {"type": "string"}
         case inspect.BoolType():
@@ -142,13 +143,13 @@ def _schema(of: inspect.Type) -> dict[str, Any]:
         case inspect.LiteralType(values=values):
             return {"type": "string", "enum": sorted(values)}
         case inspect.DictType(value_type=value):
-            return {"type": "object", "additionalProperties": _schema(value)}
+            return {"type": "object", "additionalProperties": schema_of(value)}
         case inspect.VarTupleType(item_type=item):
-            return {"type": "array", "items": _schema(item)}
+            return {"type": "array", "items": schema_of(item)}
         case inspect.StructType(cls=cls, fields=fields):
             properties = {}
             for field in fields:
-                properties[field.encode_name] = _schema(field.type)
+                properties[field.encode_name] = schema_of(field.type)
                 if names := _ENUMS.get((cls.__name__, field.encode_name)):
                     properties[field.encode_name]["enum"] = names
                 if isinstance(field.default, bool | int | str) and field.default:
@@ -166,7 +167,7 @@ def _schema(of: inspect.Type) -> dict[str, Any]:
 def _field(kind: type[Object], name: str) -> dict[str, Any] | None:
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
-    return next((_schema(f.type) for f in info.fields if f.name == name), None)
+    return next((schema_of(f.type) for f in info.fields if f.name == name), None)
 
 
 def crd(kind: type[Object]) -> dict[str, Any]:
