@@ -1,7 +1,8 @@
 """Files that are long to read: one after another, in a thread, beside the small ones.
 
 Nobody's small file waits for somebody's big one.  A file that is edited again while it is read is
-read again, when it has rested as long as that took: so it takes half of one processor at most.
+read again, when it has rested nine times as long as that took, though not for more than a second
+if that is longer than it took: so it takes a tenth of one processor, and a huge one half of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from akocore.collector import left_alone
 __all__ = ["BigFiles"]
 
 _T = TypeVar("_T")
-_REST_S = 0.02  # who was read in less needs no rest
+_QUICK_S = 0.005  # who was read in less needs no rest
+_REST, _LONGEST_REST_S = 9, 1.0
 
 
 class BigFiles(Generic[_T]):
@@ -88,8 +90,9 @@ class BigFiles(Generic[_T]):
                 found = await asyncio.to_thread(self._read, path)
             self._found.append((path, found, at))
             took, self._reading = self._clock() - now, ""
-            if took > _REST_S:
-                self._rests[path] = now + 2 * took
+            if took > _QUICK_S:
+                rest = max(took, min(_REST * took, _LONGEST_REST_S))
+                self._rests[path] = now + took + rest
             self._ready()
 
     def _may_go(self, path: str) -> bool:

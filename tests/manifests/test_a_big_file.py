@@ -91,3 +91,18 @@ async def test_a_file_that_is_edited_without_end_leaves_room_for_others(reader: 
     reader.big.add(["c"], ["d"], 0.0)
     assert [await reader.one() for _ in range(3)] == ["a", "c", "d"]
     assert len(reader.big) == 0
+
+
+async def test_a_file_that_is_read_in_a_moment_takes_a_tenth_of_a_processor(
+    reader: Reader,
+) -> None:
+    reader.big.add(["a"], [], 0.0)
+    await asyncio.sleep(0.05)
+    reader.big.add(["a", "b"], [], 0.0)
+    assert [await reader.one(takes_s=0.1), await reader.one()] == ["a", "b"]
+    reader.now += 0.5
+    reader.big.add(["c"], [], 0.0)
+    assert await reader.one() == "c"  # a rests
+    reader.now += 0.5
+    reader.big.add(["d"], [], 0.0)
+    assert [await reader.one() for _ in range(2)] == ["a", "d"]
