@@ -20,6 +20,7 @@ from akocore.lab.namespaces import Namespaces
 PREFIX = f"akoh-{os.getpid()}-"
 VIP, VIP_6 = "10.10.16.224", "fd00:10:10:16::224"
 CLIENT, CLIENT_6 = "10.10.15.10", "fd00:10:10:15::10"
+OTHERS = [f"10.10.15.{n}" for n in range(11, 15)]
 
 SERVER_CODE = textwrap.dedent("""
     import asyncio, sys
@@ -135,6 +136,7 @@ class Rig:
         self.count = count
         self.routed = routed
         self.outer_6 = False  # whether members reach each other by IPv6
+        self.tracked = 0  # as `Ring` has it
         self.namespaces = Namespaces(PREFIX)
         self.handovers: dict[str, Handover] = {}
         self.members: dict[str, Member] = {}
@@ -187,6 +189,7 @@ class Rig:
             ],
         )
         await space.ip("client", _interface("eth0", f"{CLIENT}/24", f"{CLIENT_6}/64", "15", "1"))
+        await space.ip("client", [f"addr add {other}/24 dev eth0" for other in OTHERS])
         await space.ip("router", _interface("eth0", "10.10.15.1/24", "fd00:10:10:15::1/64"))
         await space.ip("router", _interface("eth1", "10.10.16.250/24", "fd00:10:10:16::250/64"))
         await asyncio.gather(*(self._engine(n, serve) for n in range(1, self.count + 1)))
@@ -227,6 +230,7 @@ class Rig:
                 also=tuple(member.address for member in self.members.values()),
                 vips=(VIP, VIP_6),
                 back=looks_back(name, self.spread_over, names),
+                tracked=self.tracked,
             )
             for name in names
         }
@@ -257,7 +261,7 @@ class Rig:
 
     async def counted(self) -> dict[str, int]:
         """The counters of all Service Engines that have rules, added up."""
-        sums = {"begun": 0, "passed": 0, "unowned": 0}
+        sums = {"begun": 0, "passed": 0, "unowned": 0, "limited": 0}
         for handover in self.handovers.values():
             if handover.ring is not None:
                 counters = msgspec.structs.asdict(await handover.counters())
@@ -328,9 +332,11 @@ _SENT = """
 """
 
 
-async def resets(rig: Rig, count: int, *, vip: str = VIP, ttl: int = 64) -> list[int]:
+async def resets(
+    rig: Rig, count: int, *, vip: str = VIP, ttl: int = 64, source: str = ""
+) -> list[int]:
     """Send ``count`` packets of connections that nobody has; the ports of those reset."""
-    source = CLIENT_6 if ":" in vip else CLIENT
+    source = source or (CLIENT_6 if ":" in vip else CLIENT)
     code = textwrap.dedent(_SENT)
     words: Sequence[str] = [sys.executable, "-c", code, source, vip, str(count), str(ttl)]
     lines = (await rig.namespaces.run("client", words)).splitlines()

@@ -10,7 +10,7 @@ import pytest
 
 from akocore.engines.handover.plan import link
 from handover.conftest import MakeRig
-from handover.rig import VIP, VIP_6, Rig, resets
+from handover.rig import CLIENT, OTHERS, VIP, VIP_6, Rig, resets
 
 pytestmark = pytest.mark.real
 
@@ -219,6 +219,7 @@ async def test_a_packet_that_nobody_owns_gets_one_reset_when_all_have_seen_it(
                 "begun": 20 * times if count > 1 else 0,
                 "passed": 20 * times * (2 * (count - 1) if count > 1 else 0),
                 "unowned": 20 * times,
+                "limited": 0,
             }
 
 
@@ -237,6 +238,64 @@ async def test_a_flow_of_anothers_is_remembered_for_seconds_and_found_again(rig:
         assert await remembered(running, "se-2") == []
         assert await client.tell("ping") == 0
         assert len(await remembered(running, "se-2")) == len(foreign)
+
+
+@pytest.mark.parametrize("vip", [VIP, VIP_6], ids=["IPv4", "IPv6"])
+async def test_foreign_flows_that_one_source_begins_have_a_part_of_the_table(
+    rig: MakeRig, vip: str
+) -> None:
+    async with rig(3) as running:
+        running.tracked = 1000  # a source may begin 200 at once and 10 a second, all twice that
+        await running.ring(*running.engines)
+        await running.spread("se-1", "se-2")
+        client = await running.client(vip)
+        assert await client.tell("open 150") == 0
+        await running.spread("se-2")  # which has those of se-1 now, too
+        assert await client.tell("ping") == 0
+
+        most = dict.fromkeys(running.engines, 0)
+        strangers = asyncio.create_task(resets(running, 600, vip=vip))
+        while not strangers.done():
+            for name in most:
+                most[name] = max(most[name], await of_strangers(running, name))
+            await asyncio.sleep(0.1)
+        assert 40 < len(await strangers) < 400
+        # Who answers that nobody owns it has forgotten it with that.
+        assert sum(40 < count < 400 for count in most.values()) >= 2, most
+        assert max(most.values()) < 400
+        limited = (await running.counted())["limited"]
+        assert limited > 100
+        # New connections are no matter of this.
+        assert await client.tell("open 50") == 0
+
+        # What is a neighbour's goes on with many packets, each "new" to the kernel; other flows
+        # move when there is time.
+        await asyncio.sleep(11)
+        for _ in range(3):
+            assert await client.tell("ping") == 0
+            assert await client.tell("send 5000") == 0
+        assert (await running.counted())["limited"] == limited
+        await running.spread("se-1")
+        assert await client.tell("ping") == 0
+
+
+async def test_many_sources_together_have_a_part_of_the_table(rig: MakeRig) -> None:
+    async with rig(1) as running:
+        running.tracked = 1000
+        await running.ring("se-1")
+        await running.spread("se-1")
+        sources = (CLIENT, *OTHERS)
+        found = await asyncio.gather(*(resets(running, 180, source=one) for one in sources))
+        assert 300 < sum(map(len, found)) < 700  # nobody reached the limit of one
+        limited = (await running.counted())["limited"]
+        assert limited == 180 * len(sources) - sum(map(len, found))
+
+
+async def of_strangers(running: Rig, name: str) -> int:
+    """How many entries there are for flows that `resets` begins."""
+    raw = await running.namespaces.run(name, ["cat", "/proc/net/nf_conntrack"])
+    ports = [word for line in raw.splitlines() for word in line.split() if "sport=" in word]
+    return sum(30_000 <= int(port.removeprefix("sport=")) < 31_000 for port in ports)
 
 
 async def remembered(running: Rig, name: str) -> list[int]:
@@ -275,6 +334,7 @@ async def test_sixteen_service_engines_break_no_connection_and_bound_the_hops(
             "begun": 20,
             "passed": 20 * 30,
             "unowned": 20,
+            "limited": 0,
         }
 
 

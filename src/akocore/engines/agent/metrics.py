@@ -101,7 +101,7 @@ class AgentMetrics(Collector):
         packets = CounterMetricFamily(
             f"{_NAME}_handed_over_packets",
             "Packets of others' flows: begun, that a router brought; passed on for others;"
-            " unowned, that nobody owns.",
+            " unowned, that nobody owns; limited, of flows that were too many to begin.",
             labels=("kind",),
         )
         if report.handed is not None:

@@ -17,7 +17,7 @@ from ipaddress import (
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from akocore.engines.frr.process import in_namespace
 from akocore.engines.handover.interface_settings import set_interface
@@ -25,6 +25,7 @@ from akocore.engines.handover.plan import (
     DEVICE,
     PORT,
     TABLE,
+    USUALLY_TRACKED,
     Ring,
     Rule,
     batch,
@@ -37,6 +38,7 @@ from akocore.engines.handover.plan import (
 
 __all__ = ["Counters", "Handover", "HandoverError", "bring", "interface_of"]
 
+_MOST_TRACKED = "net/netfilter/nf_conntrack_max"
 _STRICT = "net/ipv4/conf/all/rp_filter"
 _AT_ONCE = 100  # prefixes in one command
 
@@ -58,12 +60,14 @@ class Counters(Struct, frozen=True):
     """Packets since the rules were written as a whole.
 
     ``begun``: foreign ones that the router brought; ``passed``: those that another member handed
-    here and that went on; ``unowned``: those that nobody owns, so that they ended here.
+    here and that went on; ``unowned``: those that nobody owns, so that they ended here;
+    ``limited``: first ones of foreign flows that were dropped, as too many begin.
     """
 
     begun: int = 0
     passed: int = 0
     unowned: int = 0
+    limited: int = 0
 
 
 class _Interface(Struct):
@@ -168,9 +172,11 @@ class Handover:
             self._applied = None
             state = self._read()
             await self._make_tunnel()
-            changes = delta(state.ring if await self._has_table() else None, ring)
             wanted = sysctls(ring)
-            there = await self._settings([*wanted, _STRICT])
+            there = await self._settings([*wanted, _STRICT, _MOST_TRACKED])
+            tracked = ring.tracked or int(there[_MOST_TRACKED] or USUALLY_TRACKED)
+            ring = structs.replace(ring, tracked=tracked)
+            changes = delta(state.ring if await self._has_table() else None, ring)
             wrong = {key: value for key, value in wanted.items() if not _is_right(key, there)}
             kept = {key: there[key] for key in wrong if DEVICE not in key} | state.before
             self._write(_State(kept, None))
@@ -192,6 +198,8 @@ class Handover:
     async def _apply_elements(self, ring: Ring) -> bool:
         """Bring just sets to ``ring``, if no more has changed; whether that did."""
         before = self._applied
+        if before is not None and not ring.tracked:
+            ring = structs.replace(ring, tracked=before.tracked)
         if before is None or ring == before or not only_elements_differ(before, ring):
             return False
         settings = self._read().before

@@ -41,6 +41,14 @@ forgotten after ten seconds without a packet, not after five minutes, and its ne
 handed over just as its first one was.  When the table is full, entries without an answer, as
 these are, go before those of connections.
 
+**How many may begin?**  A flow's first packet here is let through while there are tokens for all
+foreign flows (a burst of 2/5 of ``nf_conntrack_max``, a fiftieth more a second) and for its source
+(half as much; a source is an address of IPv4, a /64 of IPv6), and else dropped: TCP sends it again.
+So foreign flows never have more than 3/5 of the table, and one source 3/10, at no member.  With the
+usual 262,144 entries 104,857 flows at once find their owner when a Service Engine leaves, 52,428 of
+them from behind one address, and 5,242 (2,621) more each second.  What is known goes on: a flow's
+later packets cost none.  Addresses can be forged; then it is the limit of all that holds.
+
 Sources: Linux net/netfilter/nf_conntrack_proto_tcp.c (loose), net/core/fib_rules.c,
 drivers/net/vxlan/vxlan_core.c (external, gpe), Documentation/networking/nf_conntrack-sysctl.rst;
 nft(8), ip-rule(8), ip-route(8) (encap); draft-ietf-nvo3-vxlan-gpe.  GitHub's GLB Director has a
@@ -61,6 +69,7 @@ __all__ = [
     "DEVICE",
     "MAX_MEMBERS",
     "PORT",
+    "USUALLY_TRACKED",
     "Member",
     "Ring",
     "Rule",
@@ -84,6 +93,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _FORWARDS, _BACKWARDS = 64, 128  # TTL when all have seen the packet
 _MOST_HOPS = 63  # 2 * (MAX_MEMBERS - 1) + 1
 _ENDED_S = 2  # that a connection is remembered after its end: a lost last packet is sent again
+USUALLY_TRACKED = 262_144  # flows that a kernel tracks, when it isn't known
+_SOURCES = 16_384  # that are told apart, of each version; others have the limit of all alone
+_SOURCE_S = 60  # that a source is remembered: longer than its tokens take to be whole again
 _FOREIGN_S = 10  # that a flow is remembered which is another's: it is found again by any packet
 # The first packet of a flow sets the time of syn_sent, whatever it is (nft_ct_timeout_obj_eval).
 _FOREIGN_STATES = (
@@ -110,7 +122,7 @@ class Ring(Struct, frozen=True, kw_only=True):
     a router for others too, so packets that are not handed over are not dropped here.
     ``also``: addresses of those that may join or have left, as members learn of it one by one.
     ``device``, ``mtu``: the interface to the others, and what goes through it in bytes (0: MSS is
-    left as it is).
+    left as it is).  ``tracked``: how many flows the kernel tracks at most (0: what is usual).
     """
 
     me: str
@@ -121,6 +133,7 @@ class Ring(Struct, frozen=True, kw_only=True):
     also: tuple[str, ...] = ()
     back: bool = False
     forwards: bool = False
+    tracked: int = 0
 
 
 class Rule(Struct):
@@ -205,9 +218,9 @@ def ruleset(ring: Ring) -> str:
 def delta(before: Ring | None, ring: Ring) -> str:
     """What ``nft -f`` reads to come from ``before`` (None: unknown) to ``ring``; "": nothing.
 
-    VIPs and members come and go as elements of sets, and counters go on.
+    VIPs and members come and go as elements of sets, and counters and limits go on.
     """
-    if before is None:
+    if before is None or before.tracked != ring.tracked:
         return ruleset(ring)
     old, new = _sets(before), _sets(ring)
     lines = []
@@ -244,7 +257,12 @@ def _table(ring: Ring) -> Iterator[str]:
         if elements:
             yield f"\t\telements = {{ {', '.join(elements)} }}"
         yield "\t}"
-    yield from (f"\tcounter {name} {{ }}" for name in ("begun", "passed", "unowned"))
+    yield from (f"\tcounter {name} {{ }}" for name in ("begun", "passed", "unowned", "limited"))
+    yield f"\tlimit foreign {{ rate over {_beginning(ring)} }}"
+    for sources, kind in (("sources4", "ipv4_addr"), ("sources6", "ipv6_addr")):
+        yield f"\tset {sources} {{"
+        yield f"\t\ttype {kind}; size {_SOURCES}; flags dynamic,timeout; timeout {_SOURCE_S}s"
+        yield "\t}"
     for family, *_ in _FAMILIES.values():
         policy = ", ".join(f"{state} : {_ENDED_S}" for state in ("time_wait", "close"))
         yield f"\tct timeout {family}_ends {{"
@@ -259,6 +277,26 @@ def _table(ring: Ring) -> Iterator[str]:
         yield "\t}"
     yield from _chains(ring)
     yield "}"
+
+
+def _beginning(ring: Ring, part: int = 1) -> str:
+    """How many foreign flows may begin, of all or, by ``part``, of one source."""
+    tracked = ring.tracked or USUALLY_TRACKED
+    rate, burst = max(1, tracked // 50 // part), max(1, tracked * 2 // 5 // part)
+    return f"{rate}/second burst {burst} packets"
+
+
+def _limits(ring: Ring) -> Iterator[str]:
+    """Chains for the first packet of a foreign flow, which takes an entry of the table."""
+    for family, sources, source in (
+        ("ip", "sources4", "ip saddr"),
+        ("ip6", "sources6", "ip6 saddr & ffff:ffff:ffff:ffff::"),
+    ):
+        over = f"{{ {source} limit rate over {_beginning(ring, 2)} }}"
+        yield f"\tchain {family}_begins {{"
+        yield f"\t\tupdate @{sources} {over} counter name limited drop"
+        yield "\t\tlimit name foreign counter name limited drop"
+        yield "\t}"
 
 
 def _chains(ring: Ring) -> list[str]:
@@ -281,6 +319,7 @@ def _chains(ring: Ring) -> list[str]:
         f"\t\tudp dport {PORT} ip6 saddr != @peers6 drop",
         "\t}",
     ]
+    lines += _limits(ring)
     for family, _, field in _FAMILIES.values():
         lines.append(f"\tchain {family}_passed {{")
         if others:
@@ -296,6 +335,8 @@ def _chains(ring: Ring) -> list[str]:
             "\t}",
             f"\tchain {family}_flow {{",
             "\t\tct state invalid tcp flags & (fin | rst) == 0x0 accept",
+            # Without an answer all its packets are "new"; from the first one on it is confirmed.
+            f"\t\tct state new ct status & confirmed != confirmed jump {family}_begins",
             f'\t\tct state new ct timeout set "{family}_foreign"',
         ]
         if others:
