@@ -98,6 +98,8 @@ class Control:
         items = status.virtual_services(at)
         if routes is not None:
             for item in items:
+                if "fault" in item:
+                    continue
                 routes.judge(at.placement.services[item["metadata"]["name"]], item["status"])
         return items
 
@@ -110,6 +112,8 @@ class Control:
         bounds = serve.engines.bounds
         said = [one for one in (bounds.cut, not_confined(bounds)) if one]
         for item in items:
+            if "fault" in item:
+                continue
             name = item["metadata"]["name"]
             if serve.routes is not None:
                 item["status"]["routing"] = serve.routes.shown(name)

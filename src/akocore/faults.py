@@ -58,8 +58,8 @@ class Faults:
             self.over(unit)
         return done
 
-    def refusal(self, object_: str, err: Exception, field: str = "") -> Refusal:
-        """What an object is told of a fault.  The traceback goes to the log, once a cause."""
+    def cause(self, object_: str, err: Exception) -> tuple[str, str]:
+        """What an exception over an object is, and where; the log has its traceback, once."""
         frames = traceback.extract_tb(err.__traceback__)
         at = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         cause = (type(err).__name__, at)
@@ -71,11 +71,16 @@ class Faults:
             *(object_, *cause),
             exc_info=None if known else err,
         )
+        return cause
+
+    def refusal(self, object_: str, err: Exception, field: str = "") -> Refusal:
+        """What an object is told of a fault.  The traceback goes to the log, once a cause."""
+        why, at = self.cause(object_, err)
         return Refusal(
             object=object_,
             field=field or "spec",
             reason=INTERNAL_ERROR,
-            remedy=f"akocore failed over it ({cause[0]} at {at}): this part is not served. Report"
+            remedy=f"akocore failed over it ({why} at {at}): this part is not served. Report"
             " it with the log's traceback; until then write it otherwise.",
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from akocore.each_shown import each, each_list
 from akocore.engines.envoy.ads import Elsewhere, Engine
 from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name, collection
 from akocore.kube.objects import Ingress
@@ -275,7 +276,7 @@ def ingress(at: Reconciler, key: str) -> dict[str, Any] | None:
 
 def ingresses(at: Reconciler) -> list[dict[str, Any]]:
     """Every Ingress of ours."""
-    return [one for key in at.store.all("Ingress") if (one := ingress(at, key)) is not None]
+    return each(at.faults, "Ingress", at.store.all("Ingress"), lambda key: ingress(at, key))
 
 
 # ── virtual services, pools, engines ────────────────────────────────────────────────────────
@@ -345,31 +346,41 @@ def _gateway_hosts(service: VirtualService) -> set[str]:
 
 def virtual_services(at: Reconciler) -> list[dict[str, Any]]:
     """Every virtual service."""
-    return [virtual_service(at, service) for service in at.placement.services.values()]
+    return each(
+        at.faults,
+        "VirtualService",
+        at.placement.services.values(),
+        lambda service: virtual_service(at, service),
+        lambda service: service.name,
+    )
 
 
 def pools(at: Reconciler) -> list[dict[str, Any]]:
     """Every pool: the Service port behind a path of a host, and how many servers are up."""
+    return each_list(at.faults, "host", at.hosts, lambda host: _pools(at, host))
+
+
+def _pools(at: Reconciler, host: str) -> list[dict[str, Any]]:
     out = []
-    for host, placed in at.hosts.items():
-        for route in placed.model.routes:
-            backend = route.pool.backend
-            servers = at.realiser.members(backend) if backend else []
-            out.append(
-                {
-                    "metadata": {"name": route.pool.name},
-                    "spec": {
-                        "virtualService": placed.shown,
-                        "host": host,
-                        "path": route.path or "/",
-                        "service": backend or "",
-                    },
-                    "status": {
-                        "servers": [f"{address}:{port}" for address, port in servers],
-                        "state": "up" if servers else "down",
-                    },
-                }
-            )
+    placed = at.hosts[host]
+    for route in placed.model.routes:
+        backend = route.pool.backend
+        servers = at.realiser.members(backend) if backend else []
+        out.append(
+            {
+                "metadata": {"name": route.pool.name},
+                "spec": {
+                    "virtualService": placed.shown,
+                    "host": host,
+                    "path": route.path or "/",
+                    "service": backend or "",
+                },
+                "status": {
+                    "servers": [f"{address}:{port}" for address, port in servers],
+                    "state": "up" if servers else "down",
+                },
+            }
+        )
     return out
 
 
@@ -384,47 +395,55 @@ def service_engines(
     One that is no process of ours: its stream, here or at another replica.  ``agents``: name →
     group of those that have one.
     """
-    out = []
     fleet = at.ads.fleet
     known = {**(agents or {}), **at.ads.lost}
-    for name in (*processes, *sorted({*fleet, *known} - processes.keys())):
+
+    def show(name: str) -> dict[str, Any]:
         process, engine = processes.get(name), fleet.get(name)
         group = process.group if process else engine.group if engine else known[name]
-        behind = (
-            engine is None
-            or engine.clearing
-            or engine.acknowledged < at.ads.catalog(group).sequence
-        )
-        state = "down" if process is not None and process.pid is None else "up"
-        if state == "up" and engine is None:
-            state = "disconnected"
-        counts = requests.get(name, {})
-        out.append(
-            {
-                "metadata": {"name": name},
-                "spec": {"seGroup": group},
-                "status": {
-                    "state": state,
-                    "pid": process.pid if process else None,
-                    "restarts": process.restarts if process else None,
-                    "lastExit": process.last_exit if process else "",
-                    "adopted": process.adopted if process else False,
-                    "controller": engine.controller if isinstance(engine, Elsewhere) else "",
-                    "upToDate": not behind,
-                    "waitsFor": engine.waits_for() if engine else [],
-                    "rejected": len(engine.rejected) if engine else 0,
-                    "nacks": engine.nacks if engine else 0,
-                    "virtualServices": sum(
-                        1
-                        for service in at.placement.services.values()
-                        if any(home.group == group for home in service.homes)
-                    ),
-                    "requests": sum(counts.values()) if process else None,
-                    "requestsByVirtualService": dict(counts),
-                },
-            }
-        )
-    return out
+        return _service_engine(at, name, group, process, requests.get(name, {}))
+
+    names = (*processes, *sorted({*fleet, *known} - processes.keys()))
+    return each(at.faults, "ServiceEngine", names, show)
+
+
+def _service_engine(
+    at: Reconciler,
+    name: str,
+    group: str,
+    process: EngineProcess | None,
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
+    engine = at.ads.fleet.get(name)
+    behind = (
+        engine is None or engine.clearing or engine.acknowledged < at.ads.catalog(group).sequence
+    )
+    state = "down" if process is not None and process.pid is None else "up"
+    if state == "up" and engine is None:
+        state = "disconnected"
+    return {
+        "metadata": {"name": name},
+        "spec": {"seGroup": group},
+        "status": {
+            "state": state,
+            "pid": process.pid if process else None,
+            "restarts": process.restarts if process else None,
+            "lastExit": process.last_exit if process else "",
+            "adopted": process.adopted if process else False,
+            "controller": engine.controller if isinstance(engine, Elsewhere) else "",
+            "upToDate": not behind,
+            "waitsFor": engine.waits_for() if engine else [],
+            "rejected": len(engine.rejected) if engine else 0,
+            "nacks": engine.nacks if engine else 0,
+            "virtualServices": sum(
+                1
+                for service in at.placement.services.values()
+                if any(home.group == group for home in service.homes)
+            ),
+            "requests": sum(counts.values()) if process else None,
+            "requestsByVirtualService": dict(counts),
+        },
+    }
 
 
 # ── infrastructure ──────────────────────────────────────────────────────────────────────────
@@ -432,8 +451,8 @@ def service_engines(
 
 def settings(at: Reconciler) -> list[dict[str, Any]]:
     """Every AviInfraSetting: Accepted or Rejected, and what is in force."""
-    out = []
-    for key in at.store.all("AviInfraSetting"):
+
+    def show(key: str) -> dict[str, Any]:
         infra = at.infrastructure.infras.get(key)
         force = (
             {"seGroup": infra.group, "network": infra.network, "shardSize": infra.shard_size.value}
@@ -441,20 +460,21 @@ def settings(at: Reconciler) -> list[dict[str, Any]]:
             else {}
         )
         status = accepted(at.infrastructure.refusals("AviInfraSetting", key))
-        out.append({"metadata": {"name": key}, "status": {**status, "inForce": force}})
-    return out
+        return {"metadata": {"name": key}, "status": {**status, "inForce": force}}
+
+    return each(at.faults, "AviInfraSetting", at.store.all("AviInfraSetting"), show)
 
 
 def networks(at: Reconciler) -> list[dict[str, Any]]:
     """Every Network: Accepted or Rejected, addresses given and free."""
-    out = []
-    for name, refusals in sorted(at.infrastructure.network_refusals.items()):
+
+    def show(name: str) -> dict[str, Any]:
         pool = at.placement.pools.get(name)
         given = {"total": pool.size, "free": pool.free} if pool else {"total": 0, "free": 0}
-        out.append(
-            {"metadata": {"name": name}, "status": {**accepted(refusals), "addresses": given}}
-        )
-    return out
+        said = accepted(at.infrastructure.network_refusals[name])
+        return {"metadata": {"name": name}, "status": {**said, "addresses": given}}
+
+    return each(at.faults, "Network", sorted(at.infrastructure.network_refusals), show)
 
 
 def groups(at: Reconciler) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from akocore.each_shown import each
 from akocore.engines.envoy.ads import Engine
 from akocore.engines.envoy.gateway import secret_name
 from akocore.engines.envoy.resources import CDS, LDS, SDS, SRDS, cluster_name
@@ -376,51 +377,51 @@ def _whose(at: Reconciler, vs: str) -> str:
 
 def gateways(at: Reconciler) -> list[dict[str, Any]]:
     """Every Gateway of ours, as `akocore get gateway` shows them."""
-    out = []
-    for key in sorted(at.gateway_api.gateways):
-        said = gateway(at, key)
-        assert said is not None
-        obj = cast(GatewayApiGateway, at.store.all(GATEWAY)[key])
-        programmed = said.conditions[1]
-        wrong = next((one for one in said.conditions[:2] if not one.true), programmed)
-        out.append(
-            {
-                "apiVersion": f"{GATEWAY_API}/v1",
-                "metadata": {
-                    "namespace": obj.metadata.namespace,
-                    "name": obj.metadata.name,
-                    "creationTimestamp": obj.metadata.creation_timestamp,
-                },
-                "spec": {
-                    "gatewayClassName": obj.spec.gateway_class_name,
-                    "listeners": [f"{one.protocol}/{one.port}" for one in obj.spec.listeners],
-                    "virtualService": said.vs,
-                },
-                "status": {
-                    "ours": True,
-                    "scheduled": bool(said.vs),
-                    "ready": programmed.true,
-                    "pending": said.pending,
-                    "reason": wrong.reason,
-                    "message": wrong.message,
-                    "addresses": [{"type": "IPAddress", "value": one} for one in said.addresses],
-                    "listeners": [
-                        {
-                            "port": spec.port,
-                            "protocol": spec.protocol,
-                            "name": one.name,
-                            "attachedRoutes": one.attached,
-                            "ready": one.conditions[1].true,
-                            "reason": one.conditions[1].reason,
-                            "message": one.conditions[1].message,
-                        }
-                        for spec, one in zip(obj.spec.listeners, said.listeners, strict=True)
-                    ],
-                    "conditions": [condition(r) for r in refusals(at, GATEWAY, key) or ()],
-                },
-            }
-        )
-    return out
+    found = sorted(at.gateway_api.gateways)
+    return each(at.faults, GATEWAY, found, lambda key: _gateway_shown(at, key))
+
+
+def _gateway_shown(at: Reconciler, key: str) -> dict[str, Any]:
+    said = gateway(at, key)
+    assert said is not None
+    obj = cast(GatewayApiGateway, at.store.all(GATEWAY)[key])
+    programmed = said.conditions[1]
+    wrong = next((one for one in said.conditions[:2] if not one.true), programmed)
+    return {
+        "apiVersion": f"{GATEWAY_API}/v1",
+        "metadata": {
+            "namespace": obj.metadata.namespace,
+            "name": obj.metadata.name,
+            "creationTimestamp": obj.metadata.creation_timestamp,
+        },
+        "spec": {
+            "gatewayClassName": obj.spec.gateway_class_name,
+            "listeners": [f"{one.protocol}/{one.port}" for one in obj.spec.listeners],
+            "virtualService": said.vs,
+        },
+        "status": {
+            "ours": True,
+            "scheduled": bool(said.vs),
+            "ready": programmed.true,
+            "pending": said.pending,
+            "reason": wrong.reason,
+            "message": wrong.message,
+            "addresses": [{"type": "IPAddress", "value": one} for one in said.addresses],
+            "listeners": [
+                {
+                    "port": spec.port,
+                    "protocol": spec.protocol,
+                    "name": one.name,
+                    "attachedRoutes": one.attached,
+                    "ready": one.conditions[1].true,
+                    "reason": one.conditions[1].reason,
+                    "message": one.conditions[1].message,
+                }
+                for spec, one in zip(obj.spec.listeners, said.listeners, strict=True)
+            ],
+            "conditions": [condition(r) for r in refusals(at, GATEWAY, key) or ()],
+        },
+    }
 
 
 def listener_set(at: Reconciler, key: str) -> GatewaySays | None:
@@ -571,44 +572,42 @@ def _left_out(at: Reconciler, id_: RouteId) -> list[Refusal]:
 
 def routes(at: Reconciler, kind: str) -> list[dict[str, Any]]:
     """Every route of a kind that has a parent of ours."""
-    out = []
-    for id_ in sorted(at.gateway_api.routes):
-        if id_[0] != kind:
-            continue
-        state = at.gateway_api.routes[id_]
-        meta = state.route.metadata
-        out.append(
-            {
-                "metadata": {
-                    "namespace": meta.namespace,
-                    "name": meta.name,
-                    "creationTimestamp": meta.creation_timestamp,
-                },
-                "spec": {
-                    "hostnames": list(getattr(state.route.spec, "hostnames", ())),  # type: ignore[attr-defined]
-                },
-                "status": {
-                    "parents": [
+    found = sorted(id_ for id_ in at.gateway_api.routes if id_[0] == kind)
+    return each(at.faults, kind, found, lambda id_: _route_shown(at, id_), lambda id_: id_[1])
+
+
+def _route_shown(at: Reconciler, id_: RouteId) -> dict[str, Any]:
+    state = at.gateway_api.routes[id_]
+    meta = state.route.metadata
+    return {
+        "metadata": {
+            "namespace": meta.namespace,
+            "name": meta.name,
+            "creationTimestamp": meta.creation_timestamp,
+        },
+        "spec": {
+            "hostnames": list(getattr(state.route.spec, "hostnames", ())),  # type: ignore[attr-defined]
+        },
+        "status": {
+            "parents": [
+                {
+                    "name": ref.name,
+                    "sectionName": ref.section_name or "",
+                    "conditions": [
                         {
-                            "name": ref.name,
-                            "sectionName": ref.section_name or "",
-                            "conditions": [
-                                {
-                                    "type": one.type,
-                                    "status": str(one.true),
-                                    "reason": one.reason,
-                                    "message": one.message,
-                                }
-                                for one in said
-                            ],
+                            "type": one.type,
+                            "status": str(one.true),
+                            "reason": one.reason,
+                            "message": one.message,
                         }
-                        for ref, said in route(at, id_)
+                        for one in said
                     ],
-                    "conditions": [condition(r) for r in refusals(at, *id_) or ()],
-                },
-            }
-        )
-    return out
+                }
+                for ref, said in route(at, id_)
+            ],
+            "conditions": [condition(r) for r in refusals(at, *id_) or ()],
+        },
+    }
 
 
 def _route_refusals(at: Reconciler, id_: RouteId) -> list[Refusal] | None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from akocore.each_shown import each, each_list
 from akocore.engines.envoy.ads import Elsewhere, Engine
 from akocore.engines.envoy.l4 import l4_name
 from akocore.engines.envoy.resources import CDS, LDS, cluster_name
@@ -353,7 +354,7 @@ def gateway(at: Reconciler, key: str) -> dict[str, Any] | None:
 
 def gateways(at: Reconciler) -> list[dict[str, Any]]:
     """Every Gateway of ours."""
-    return [one for key in at.store.all("Gateway") if (one := gateway(at, key)) is not None]
+    return each(at.faults, "Gateway", at.store.all("Gateway"), lambda key: gateway(at, key))
 
 
 def gateway_classes(at: Reconciler) -> list[dict[str, Any]]:
@@ -428,37 +429,38 @@ def service(at: Reconciler, key: str) -> dict[str, Any] | None:
 
 def services(at: Reconciler) -> list[dict[str, Any]]:
     """Every Service that asks something of L4."""
-    return [one for key in at.l4.services if (one := service(at, key)) is not None]
+    return each(at.faults, "Service", at.l4.services, lambda key: service(at, key))
 
 
 def pools(at: Reconciler) -> list[dict[str, Any]]:
     """Every pool of L4: the Service port behind a listener, and how many servers are up."""
+    services = at.placement.services
+    return each_list(at.faults, "VirtualService", services, lambda name: _pools(at, services[name]))
+
+
+def _pools(at: Reconciler, vs: VirtualService) -> list[dict[str, Any]]:
     out = []
-    for vs in at.placement.services.values():
-        for (protocol, port), placed in (vs.listeners or {}).items():
-            pool = placed.model.pool
-            if pool is None:
-                continue
-            members = at.realiser.members(pool.backend)
-            out.append(
-                {
-                    "metadata": {"name": pool.name},
-                    "spec": {
-                        "virtualService": vs.name,
-                        "host": "",
-                        "path": f"{protocol}/{port}",
-                        "service": pool.backend,
-                    },
-                    "status": {
-                        "servers": [f"{address}:{number}" for address, number in members],
-                        "state": "up" if members else "down",
-                    },
-                }
-            )
+    for (protocol, port), placed in (vs.listeners or {}).items():
+        pool = placed.model.pool
+        if pool is None:
+            continue
+        members = at.realiser.members(pool.backend)
+        out.append(
+            {
+                "metadata": {"name": pool.name},
+                "spec": {
+                    "virtualService": vs.name,
+                    "host": "",
+                    "path": f"{protocol}/{port}",
+                    "service": pool.backend,
+                },
+                "status": {
+                    "servers": [f"{address}:{number}" for address, number in members],
+                    "state": "up" if members else "down",
+                },
+            }
+        )
     return out
-
-
-# ── explain ─────────────────────────────────────────────────────────────────────────────────
 
 
 def explain(at: Reconciler, kind: str, key: str) -> dict[str, Any] | None:

@@ -6,8 +6,10 @@ object that has a certain word in it.  An edit takes the word out.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -325,3 +327,78 @@ async def test_a_fault_over_one_object_is_its_refusal_and_its_neighbours_are_ser
         where = vip(house) if wing.on == "web" else address
         await house.until_status(where, wing.serves, 200, "/flower")
     assert not house.serve.reconciler.faults
+
+
+TABLES = {
+    "ingress": ("status:ingress", "bad"),
+    "vs": ("status:virtual_service", "my-cluster--default-bad"),
+    "service": ("status_l4:service", "bad"),
+    "httproute": ("status_gateway:_route_shown", "bad"),
+    "gateway": ("status_gateway:_gateway_shown", "bad"),
+    "pools": ("status:_pools", "bad.test"),
+    "se": ("status:_service_engine", "Default-Group-se-2"),
+}
+
+
+def break_for(patch: pytest.MonkeyPatch, at: str, name: str) -> None:
+    """Have a function raise for an object of this name."""
+    module_name, _, function = at.partition(":")
+    module = importlib.import_module(f"akocore.{module_name}")
+    real: Callable[..., Any] = getattr(module, function)
+
+    def faulty(at: object, thing: Any, *args: Any, **kwargs: Any) -> Any:
+        known = thing[1] if isinstance(thing, tuple) else getattr(thing, "name", thing)
+        if known.rpartition("/")[2] == name:
+            raise RuntimeError("a fault that was planted")
+        return real(at, thing, *args, **kwargs)
+
+    patch.setattr(module, function, faulty)
+
+
+async def akocore_get(house: House, *words: str) -> tuple[str, str]:
+    command = (sys.executable, "-m", "akocore", "get", *words)
+    process = await asyncio.create_subprocess_exec(
+        *(*command, "--state", str(house.serve.control_socket.parent)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, said = await process.communicate()
+    assert process.returncode == 0, said
+    return out.decode(), said.decode()
+
+
+async def test_an_object_that_cannot_be_shown_hides_no_other(
+    bare: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = bare
+    write(
+        house,
+        1,
+        "---".join(
+            [
+                plain("LoadBalancer"),
+                plain("LoadBalancer").replace("name: bad", "name: fine"),
+                INGRESS.replace("PATH", ""),
+                route("HTTPRoute", host="bad-route.test", to="bad"),
+                GATEWAY.replace("LISTENER", _HTTP),
+            ]
+        ),
+    )
+    await house.until(lambda: {"bad.test", "n1.test"} <= house.addresses().keys())
+    await house.until(lambda: bool(vip(house)))
+    for kind, (at, name) in TABLES.items():
+        before, said_before = await akocore_get(house, kind)
+        assert "InternalError" not in before + said_before
+        with monkeypatch.context() as patch:
+            break_for(patch, at, name)
+            table, said_now = await akocore_get(house, kind)
+            wide, _ = await akocore_get(house, kind, "-o", "wide")
+        row = [line for line in table.splitlines() if "InternalError" in line]
+        assert len(row) == 1, table
+        assert name in row[0]
+        assert name in said_now
+        assert "RuntimeError at test_faults.py" in said_now
+        assert len(table.splitlines()) >= 3, (kind, before)
+        assert len(wide.splitlines()) == len(table.splitlines())
+        again, _ = await akocore_get(house, kind)
+        assert "InternalError" not in again

@@ -23,11 +23,12 @@ def ask(state: Path, method: str, question: dict[str, Any]) -> Any:
         try:
             return orjson.loads(call(orjson.dumps(question), timeout=30))
         except grpc.RpcError as err:
-            typer.echo(
-                f"akocore: no akocore answers in {state}: start `akocore serve`, or give its"
-                " --state.",
-                err=True,
+            why = (
+                f"no akocore answers in {state}: start `akocore serve`, or give its --state."
+                if err.code() is grpc.StatusCode.UNAVAILABLE
+                else f"it fails to answer ({err.details()})."
             )
+            typer.echo(f"akocore: {why}", err=True)
             raise typer.Exit(1) from err
 
 

@@ -299,6 +299,25 @@ def _sorted(items: list[Item], path: str) -> list[Item]:
     return sorted(items, key=key)
 
 
+_WHERE = {"NAMESPACE": "namespace", "NAME": "name"}
+
+
+def _row(item: Item, columns: list[tuple[str, Cell]]) -> list[str]:
+    """Of what akocore fails to show: whose it is, and that."""
+    if "fault" not in item:
+        return [printable(str(cell(item))) for _, cell in columns]
+    row = [printable(item["metadata"].get(_WHERE.get(title, ""), "")) for title, _ in columns]
+    row[-1] = item["fault"] if columns[-1][0] in ("WHY", "ERROR") else "InternalError"
+    return row
+
+
+def _say_faults(kind: str, items: list[Item]) -> None:
+    for item in items:
+        if "fault" in item:
+            name = "/".join(item["metadata"].get(one, "") for one in _WHERE.values()).lstrip("/")
+            typer.echo(f"akocore: {kind} {printable(name)}: {item['fault']}", err=True)
+
+
 def get(
     kind: Annotated[str, typer.Argument(help=", ".join(COLUMNS))],
     name: Annotated[str, typer.Argument(help="only the object of this name")] = "",
@@ -322,6 +341,7 @@ def get(
         if not items:
             typer.echo(f"akocore: there is no {kind} {name}.", err=True)
             raise typer.Exit(1)
+    _say_faults(kind, items)
     if sort_by:
         items = _sorted(items, sort_by)
     if output is Output.JSON:
@@ -340,7 +360,7 @@ def get(
     always, wide = COLUMNS[kind]
     columns = [*always, *wide] if output is Output.WIDE else always
     rows = [[title for title, _ in columns]]
-    rows += [[printable(str(cell(item))) for _, cell in columns] for item in items]
+    rows += [_row(item, columns) for item in items]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         typer.echo("   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

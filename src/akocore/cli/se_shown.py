@@ -17,6 +17,10 @@ _NameArgument = Annotated[str, typer.Argument(help="only this one")]
 
 def _engines(state: Any, name: str) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = ask(state, "Get", {"kind": "se"})["items"]
+    for item in items:
+        if "fault" in item:
+            typer.echo(f"akocore: {item['metadata']['name']}: {item['fault']}", err=True)
+    items = [item for item in items if "fault" not in item]
     if not name:
         return items
     found = [item for item in items if item["metadata"]["name"] == name]
