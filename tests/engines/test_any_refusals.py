@@ -52,6 +52,7 @@ from engines.refusals import (
     BAD_CERTIFICATES,
     BAD_ENDPOINTS,
     BAD_LISTENERS,
+    BAD_RULES,
     bad_rule,
     broken_ingress_host,
     certificate_of,
@@ -609,3 +610,19 @@ async def test_a_refused_cluster_takes_no_host_of_another_service_with_it(
     world.things["it.test"] = thing
     world.publish()
     await world.all_is_well()
+
+
+async def test_what_is_gone_when_it_is_refused_takes_nobody_with_it(world: World) -> None:
+    """Of two in a response one was bad; when the engines say so there is just the good one."""
+    await world.end_engine("b")
+    world.suspend_engine("a")
+    for name, rule in (("good", rule_of("v1")), ("bad", BAD_RULES["no expression"](rule_of("v2")))):
+        thing = Thing("host", f"{name}.test", 0)
+        World._all(thing, host_of("gw", 8080, thing.name, rule))
+        world.things[thing.name] = thing
+    world.things["good.test"].asked["good.test"] = "v1"
+    world.publish()
+    del world.things["bad.test"]
+    world.publish()
+    world.away = "b"
+    await _ask(world)

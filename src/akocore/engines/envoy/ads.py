@@ -124,12 +124,16 @@ class Catalog:
 
 
 class _Sent(Struct):
-    """A response on its way: ``names`` put, to be halved if the engine says no; ``gone``: not."""
+    """A response on its way: ``puts``, to be halved if the engine says no; ``gone``: not."""
 
     sequence: int
     type_url: str
-    names: list[str]
+    puts: list[Encoded]
     gone: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [one.name for one in self.puts]
 
 
 class Engine(Struct):
@@ -167,7 +171,7 @@ class Engine(Struct):
 
     def waits_for(self) -> list[str]:
         """What keeps it from being up to date, in words.  Cost: what is on its way."""
-        out = [f"{len(s.names)} of {_short(s.type_url)}" for s in self.outstanding.values()]
+        out = [f"{len(s.puts)} of {_short(s.type_url)}" for s in self.outstanding.values()]
         out += [f"its request for {name}" for name in self.awaited]
         if self.held is not None:
             out.append(f"{self.held.behind}, which gets it first")
@@ -471,8 +475,7 @@ class AdsServer:
             head = discovery_pb2.DeltaDiscoveryResponse(
                 type_url=type_url, nonce=nonce, removed_resources=gone
             ).SerializeToString()
-            names = [one.name for one in part]
-            engine.outstanding[nonce] = _Sent(sequence, type_url, names, gone)
+            engine.outstanding[nonce] = _Sent(sequence, type_url, part, gone)
             if engine.doubted or engine.unknown:
                 part = self._in_other_bytes(engine, part)
             engine.queue.put_nowait((head, part))
@@ -728,7 +731,11 @@ class AdsServer:
         return None if same else one
 
     def _refused(self, engine: Engine, sent: _Sent, message: str) -> None:
-        """Find the resource at fault by halves; the rest goes again, in other bytes."""
+        """Find the resource at fault by halves; the rest goes again, in other bytes.
+
+        Of several none is known to be at fault, also when the others are gone by now, and of one
+        that is another now it is not known either: that goes again as it is.
+        """
         type_url, why = sent.type_url, reason(message)
         if type_url == SDS:
             found = [self._secret(engine, name) for name in sent.names]
@@ -740,12 +747,14 @@ class AdsServer:
             gone = [name for name in sent.gone if name not in resources]
         if type_url in _KEPT_UNUSED:
             engine.doubted.update((type_url, name) for name in sent.names)
-        if gone and sent.names:  # a response that fails its validation drops nothing either
+        if gone and sent.puts:  # a response that fails its validation drops nothing either
             self._send(engine, type_url, (), gone, sent.sequence)
         if len(live) > 1:
             half = len(live) // 2
             self._send(engine, type_url, live[:half], (), sent.sequence)
             self._send(engine, type_url, live[half:], (), sent.sequence)
+        elif live and (len(sent.puts) > 1 or live[0].fingerprint != sent.puts[0].fingerprint):
+            self._send(engine, type_url, live, (), sent.sequence)
         elif live:
             one = live[0]
             new = Rejection(type_url, one.name, one.fingerprint, why)
