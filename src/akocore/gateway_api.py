@@ -925,6 +925,12 @@ class GatewayApi:
         """The Gateway of ours that a ListenerSet has joined."""
         return self._joined.get(listener_set)
 
+    def age_of_rule(self, grpc: bool, name: str) -> tuple[str, ...]:
+        """What rules are sorted by, those of the oldest route first."""
+        key = name.rpartition("/")[0]
+        state = self.routes.get(("GRPCRoute" if grpc else "HTTPRoute", key))
+        return state.age if state is not None else ("~", key)
+
     def uses_secret(self, key: str) -> bool:
         """Whether a listener or a policy names a Secret."""
         return f"Secret/{key}" in self._refers

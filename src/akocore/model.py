@@ -38,11 +38,15 @@ class Pool(Struct, frozen=True, gc=False):
 
 
 class Route(Struct, frozen=True, gc=False):
-    """One path of a host, in order of precedence.  ``path`` of a prefix has no trailing slash."""
+    """One path of a host, in order of precedence.  ``path`` of a prefix has no trailing slash.
+
+    ``answer``: a status that is given at once, in place of the pool's.
+    """
 
     path: str
     exact: bool
     pool: Pool
+    answer: int = 0
 
 
 class HostModel(Struct, frozen=True, gc=False):

@@ -15,6 +15,7 @@ from time import perf_counter
 
 from msgspec import Struct, field
 
+from akocore.court import Court
 from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
 from akocore.engines.envoy.bounds import Bounds
@@ -41,6 +42,7 @@ from akocore.engines.envoy.resources import (
 )
 from akocore.faults import Faults
 from akocore.index import Index, Users
+from akocore.ingress_trials import IngressTrials
 from akocore.kube.objects import Secret
 from akocore.members import Parts
 from akocore.model import HostModel
@@ -109,15 +111,18 @@ class Realiser:
         self._placed: list[tuple[str, int, str]] = []
         self._placed_l4: list[Published] = []
         self.l4 = L4Realiser(self._put, self._drop, self._use, port_offset, freebind=freebind)
+        self.court = Court(self._put, self._drop)
         self.gateway = GatewayRealiser(
             self._put,
             self._drop,
             self._use,
             self._name,
+            self.court,
             port_offset,
             freebind=freebind,
             bounds=bounds,
         )
+        self.tried = IngressTrials(self, placement)
         self.uses_secret: Callable[[str], bool] = lambda _key: False  # of a Gateway
         self.expired: set[str] = set()  # Secrets; who reads it clears it
         self._placed_gateway: list[Published] = []
@@ -125,17 +130,17 @@ class Realiser:
     def realise(self, host: str, placed: Placed) -> None:
         """Publish a host wherever it is served, and nowhere else.  Cost: its places."""
         began = perf_counter()
-        model = placed.model
+        model = self.court.good(("", host), placed.model)
         scopes: dict[tuple[str, str], Encoded] = {}
         places: set[tuple[str, str]] = set()
         for vs in (placed.vs, *placed.old):
             service = self.placement.services[vs]
-            one_by_port = self._scopes(model, service)  # first: it alone may fail
+            one_by_port = self.scopes(model, service)  # first: it alone may fail
             for home in service.homes:
                 places.add((home.group, vs))
                 for one in one_by_port:
                     scopes[home.group, one.name] = one
-        used = dict.fromkeys([route.pool.backend for route in model.routes])
+        used = dict.fromkeys([route.pool.backend for route in placed.model.routes])
         backends = tuple(
             [(group, vs, one) for group, vs in places for one in used if one is not None]
         )
@@ -147,6 +152,8 @@ class Realiser:
             if (group, name) not in scopes:
                 self._drop(group, SRDS, name)
         placed.scopes = tuple(scopes)
+        if self.court.concerns(("", host)):
+            self.court.published(("", host), self.tried.case(host, placed))
         if places != {(group, vs) for group, vs, _ in placed.places}:
             # -1: set by `publish`; a place that it had before it is served at all the while.
             before = {(group, vs): number for group, vs, number in placed.places}
@@ -159,9 +166,9 @@ class Realiser:
 
     def attempt(self, model: HostModel, service: VirtualService) -> None:
         """Whether a host can be encoded; raises what keeps it from being."""
-        self._scopes(model, service)
+        self.scopes(model, service)
 
-    def _scopes(self, model: HostModel, service: VirtualService) -> list[Encoded]:
+    def scopes(self, model: HostModel, service: VirtualService) -> list[Encoded]:
         """A host on each port of a virtual service."""
         listeners = service.infra.listeners
         if not model.certificate:
@@ -181,6 +188,8 @@ class Realiser:
         for group, name in placed.scopes:
             if (group, name) not in kept:
                 self._drop(group, SRDS, name)
+        if host not in self.hosts:
+            self.court.gone(("", host))
         self._use(placed.backends, ())
         self.push_secret(host, {group for group, _, _ in placed.places})
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
-from msgspec import Struct
-
-from akocore.engines.envoy.ads import Elsewhere, Engine
+from akocore.court import Case, Court
 from akocore.engines.envoy.bootstrap import BACKEND_PREFIX, LARGEST_EXPRESSION
 from akocore.engines.envoy.bounds import Bounds
 from akocore.engines.envoy.gateway import (
@@ -24,25 +22,15 @@ from akocore.engines.envoy.gateway import (
 )
 from akocore.engines.envoy.http_rule import expressions
 from akocore.engines.envoy.resources import COLLECTIONS, LDS, SRDS, Encoded
-from akocore.model_http import Backend, HttpHost
+from akocore.model_http import Backend, HttpHost, HttpRule
 from akocore.place.gateways import HostAt, PlacedFloor, PlacedGateway, PlacedHost, PlacedPort
 from akocore.place.virtual_services import Home, VirtualService
 from akocore.realise_l4 import DRAINING, At, Backends, Published
 from akocore.translate.gateway_api.found import ListenerId
 from akocore.translate.gateway_api.ports import GatewayPort
-from akocore.trials import Trials, digest_of
+from akocore.trials import Host, Part
 
 __all__ = ["GatewayRealiser", "HostAt"]
-
-
-class Trial(Struct):
-    """Of a host that is refused.  ``numbers``: of the publications that brought it to a group.
-
-    ``over``: what is at fault is known, and the host without it is on its way.
-    """
-
-    numbers: dict[str, int]
-    over: bool = False
 
 
 class GatewayRealiser:
@@ -50,9 +38,7 @@ class GatewayRealiser:
     are over.
 
     ``variants``: how backends are talked to, by the key that their cluster has in ``use``.
-    ``trying``: hosts whose rules are tried: what is at fault is not known yet.
-    ``left_out``: (of gRPC, rule's name) → hosts that do without it, and why; ``untold``: of these,
-    what changed; who reads it clears it.
+    ``age``: of a rule, by its name and whether it is of gRPC: the oldest route's first.
     """
 
     def __init__(
@@ -61,6 +47,7 @@ class GatewayRealiser:
         drop: Callable[[str, str, str], None],
         use: Callable[[Backends, Backends], None],
         name: Callable[[Backends, Backends], None],
+        court: Court,
         port_offset: int,
         *,
         freebind: bool = False,
@@ -76,10 +63,8 @@ class GatewayRealiser:
         self._freebind = freebind
         self._bounds = bounds
         self._unsettled: list[tuple[VirtualService, At]] = []
-        self.trials = Trials()
-        self.trying: dict[tuple[str, HostAt], Trial] = {}
-        self.left_out: dict[tuple[bool, str], dict[tuple[str, HostAt], str]] = {}
-        self.untold: set[tuple[bool, str]] = set()
+        self.court = court
+        self.age: Callable[[bool, str], tuple[str, ...]] = lambda _grpc, name: (name,)
 
     expressions = staticmethod(expressions)
     largest_expression = LARGEST_EXPRESSION
@@ -126,8 +111,8 @@ class GatewayRealiser:
         if one is None:
             return
         placed.scopes = self._publish(one, groups, placed.scopes)
-        if self.trials.bad or placed.tried:
-            self._try(service, at, placed)
+        if self.court.concerns((service.name, at)):
+            self.court.published((service.name, at), self._case(service, at, placed))
 
     def attempt(self, service: VirtualService, at: HostAt, model: HttpHost) -> None:
         """Whether a host can be encoded; raises what keeps it from being."""
@@ -135,10 +120,10 @@ class GatewayRealiser:
         self._scope(service, at, model)
 
     def _scope(self, service: VirtualService, at: HostAt, model: HttpHost) -> Encoded:
-        good = self.trials.without_bad(model) if self.trials.bad else model
-        return self._encoded(service, at, good)
+        return self._encoded(service, at, self.court.good((service.name, at), model))
 
-    def _encoded(self, service: VirtualService, at: HostAt, model: HttpHost) -> Encoded:
+    def _encoded(self, service: VirtualService, at: HostAt, model: Host) -> Encoded:
+        assert isinstance(model, HttpHost)
         return http_scope(
             service.name,
             at.port,
@@ -161,109 +146,43 @@ class GatewayRealiser:
 
     def _withdraw_host(self, service: VirtualService, at: HostAt) -> None:
         placed = _of(service).hosts.pop(at)
-        for group, name in placed.scopes | placed.trials:
+        for group, name in placed.scopes:
             self._drop(group, SRDS, name)
-        self.trying.pop((service.name, at), None)
-        self._tell((service.name, at), {})
+        self.court.gone((service.name, at))
         self._use(placed.backends, frozenset())
         if _is_wild(at.host):
             self._floor(service, at)
 
     # ── hosts that are refused ──────────────────────────────────────────────────────────────
 
-    def judge(
-        self, engines: Iterable[Engine | Elsewhere], services: Mapping[str, VirtualService]
-    ) -> None:
-        """Try the rules of hosts that engines refuse; leave those out that are at fault.
-
-        Cost: what is refused, and the hosts of its virtual services; nothing while nothing is.
-        """
-        refused = {
-            name: found.message
-            for engine in engines
-            for (type_url, name), found in engine.rejected.items()
-            if type_url == SRDS
-        }
-        learnt = {d for name, why in refused.items() if (d := self.trials.learn(name, why))}
+    def cases(
+        self, refused: Iterable[str], services: Mapping[str, VirtualService]
+    ) -> Iterable[tuple[tuple[str, HostAt], Case]]:
+        """Hosts of which a scope may be refused.  Cost: the hosts of its virtual services."""
         names = {name.removeprefix(COLLECTIONS).partition("/")[0] for name in refused}
         for service in [one for one in services.values() if one.gateway is not None]:
             if service.name.replace("*", "_") in names:
                 for at, placed in list(_of(service).hosts.items()):
-                    self._judge_host(service, at, placed, refused, learnt)
+                    yield (service.name, at), self._case(service, at, placed)
 
-    def _judge_host(
-        self,
-        service: VirtualService,
-        at: HostAt,
-        placed: PlacedHost,
-        refused: Mapping[str, str],
-        learnt: set[str],
-    ) -> None:
-        if (service.name, at) in self.trying:
-            return
-        if learnt and any(digest_of(rule) in learnt for rule in placed.model.rules):
-            self._realise_host(service, at, placed)  # another replica tried it
-        elif any(name in refused for _, name in placed.scopes):
-            digest = digest_of(placed.model)
-            if digest != placed.tried:
-                placed.tried = digest
-                self.trying[service.name, at] = _trial(service)
-                self._try(service, at, placed)
+    def case(self, service: VirtualService, at: HostAt) -> Case | None:
+        """A host as it is tried; None: it is served no more."""
+        placed = _of(service).hosts.get(at)
+        return self._case(service, at, placed) if placed is not None else None
 
-    def begun(self, sequence_of: Callable[[str], int]) -> None:
-        """After a publication: what is tried went with it."""
-        for trial in self.trying.values():
-            for group, number in trial.numbers.items():
-                if number < 0:
-                    trial.numbers[group] = sequence_of(group)
-
-    def judged(
-        self, services: Mapping[str, VirtualService], acknowledged: Callable[[str], int]
-    ) -> None:
-        """Hosts whose trials are over become as good as they can be.  Cost: the trials."""
-        for key, trial in list(self.trying.items()):
-            if not all(0 <= number <= acknowledged(at) for at, number in trial.numbers.items()):
-                continue
-            service = services.get(key[0])
-            placed = _of(service).hosts.get(key[1]) if service is not None else None
-            if trial.over or service is None or placed is None:
-                del self.trying[key]
-                self.untold.update(rule for rule, hosts in self.left_out.items() if key in hosts)
-            else:
-                self.trying[key] = _trial(service, over=True)
-                self._realise_host(service, key[1], placed)
-
-    def _try(self, service: VirtualService, at: HostAt, placed: PlacedHost) -> None:
-        """Publish what of a host is tried, or else refused; the rest is tried no more."""
-        key = (service.name, at)
-        if key in self.trying and digest_of(placed.model) != placed.tried:
-            del self.trying[key]  # it is another one now
+    def _case(self, service: VirtualService, at: HostAt, placed: PlacedHost) -> Case:
         groups = {home.group for home in service.homes}
-        after: set[tuple[str, str]] = set()
-        trial = self.trying.get(key)
-        all_of_it = trial is not None and not trial.over
-        for host in self.trials.of(placed.model, all_of_it=all_of_it):
-            one = self._encoded(service, at, host)
-            for group in groups:
-                self._put(group, one)
-                after.add((group, one.name))
-        for group, name in placed.trials - after:
-            self._drop(group, SRDS, name)
-        placed.trials = frozenset(after)
-        self._tell(key, self.trials.left_out(placed.model.rules))
 
-    def _tell(self, key: tuple[str, HostAt], rules: Mapping[tuple[bool, str], str]) -> None:
-        """Which rules a host does without.  Cost: all that are left out anywhere."""
-        for rule in [rule for rule, hosts in self.left_out.items() if key in hosts]:
-            if rule not in rules:
-                del self.left_out[rule][key]
-                self.untold.add(rule)
-                if not self.left_out[rule]:
-                    del self.left_out[rule]
-        for rule, why in rules.items():
-            if self.left_out.setdefault(rule, {}).get(key) != why:
-                self.left_out[rule][key] = why
-                self.untold.add(rule)
+        def encode(model: Host) -> Iterable[tuple[str, Encoded]]:
+            one = self._encoded(service, at, model)
+            return [(group, one) for group in groups]
+
+        def age(part: Part) -> tuple[tuple[str, ...], int]:
+            assert isinstance(part, HttpRule)
+            return self.age(part.grpc, part.name), placed.model.rules.index(part)
+
+        realise = partial(self._realise_host, service, at, placed)
+        return Case(placed.model, groups, placed.scopes, encode, realise, age)
 
     def _floor(self, service: VirtualService, at: HostAt) -> None:
         """A wildcard came or went."""
@@ -429,12 +348,12 @@ class GatewayRealiser:
             for _, name in mine:
                 self._drop(group, SRDS, name)
             floor.scopes -= mine
-        for placed in gateway.hosts.values():
-            mine = frozenset(one for one in placed.scopes | placed.trials if one[0] == group)
+        for at, placed in gateway.hosts.items():
+            mine = frozenset(one for one in placed.scopes if one[0] == group)
             for _, name in mine:
                 self._drop(group, SRDS, name)
             placed.scopes -= mine
-            placed.trials -= mine
+            self.court.left_group((service.name, at), group)
             backends: Backends = frozenset(one for one in placed.backends if one[0] != group)
             self._use(placed.backends, backends)
             placed.backends = backends
@@ -450,10 +369,6 @@ class GatewayRealiser:
                 if sequence < 0 and placed is not None:
                     number = placed.sequence[place] = sequence_of(place[0])
                     yield Published(place[0], number, service.name, at)
-
-
-def _trial(service: VirtualService, *, over: bool = False) -> Trial:
-    return Trial({home.group: -1 for home in service.homes}, over)
 
 
 def _of(service: VirtualService) -> PlacedGateway:

@@ -16,18 +16,21 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from msgspec import Struct, field
 
 from akocore.claims import Claims
 from akocore.config import Config
+from akocore.court import Case
 from akocore.endpoints import Endpoints
 from akocore.engines.envoy.ads import AdsServer
 from akocore.engines.envoy.bounds import bounds_of
+from akocore.engines.envoy.resources import SRDS
 from akocore.faults import Faults, without_faulty
 from akocore.gateway_api import GatewayApi
 from akocore.infrastructure import Infrastructure
+from akocore.ingress_trials import Owner, owners_of
 from akocore.kube.meta import only_status
 from akocore.kube.objects import (
     AviInfraSetting,
@@ -226,6 +229,9 @@ class Reconciler:
         self.claims = Claims(self.store, state, now, strict=config.l7.strict_ingresses)
         self._anew: set[str] = set()  # hosts to look at in any case
         self._retold: set[str] = set()  # Ingresses of which other things are refused now
+        self.told_otherwise: set[str] = set()  # likewise by engines; who reads it clears it
+        self.realiser.tried.owners = self.owners
+        self.realiser.gateway.age = self.gateway_api.age_of_rule
         self.due = Due()
         self._on_move = on_move
         self._on_close = on_close
@@ -625,19 +631,51 @@ class Reconciler:
 
     def judge(self) -> None:
         """Leave out of hosts what engines refuse.  Cost: nothing while they refuse nothing."""
-        gateway, services = self.realiser.gateway, self.placement.services
-        gateway.judge(self.ads.fleet.values(), services)
-        fleet = self.ads.fleet.values()
-        gateway.judged(
-            services,
-            lambda group: min((e.acknowledged for e in fleet if e.group == group), default=0),
-        )
-        self.realiser.publish()
-        gateway.begun(lambda group: self.ads.catalog(group).sequence)
-        untold, gateway.untold = gateway.untold, set()
-        for grpc, name in untold:
-            key = name.rpartition("/")[0]
-            self.gateway_api.touched.add(("GRPCRoute" if grpc else "HTTPRoute", key))
+        realiser, services = self.realiser, self.placement.services
+        court, fleet = realiser.court, list(self.ads.fleet.values())
+        refused = {
+            name: found.message
+            for engine in fleet
+            for (type_url, name), found in engine.rejected.items()
+            if type_url == SRDS
+        }
+        learnt = court.learn(refused)
+        court.judge(realiser.tried.cases(refused, learnt), refused, learnt)
+        court.judge(realiser.gateway.cases(refused, services), refused, learnt)
+
+        def acknowledged(group: str) -> int:
+            return min((e.acknowledged for e in fleet if e.group == group), default=0)
+
+        court.judged(self._case, acknowledged, refused)
+        realiser.publish()
+        court.begun(lambda group: self.ads.catalog(group).sequence)
+        untold, court.untold = court.untold, set()
+        for one in untold:
+            if len(one) == 2:
+                grpc, name = one
+                kind = "GRPCRoute" if grpc else "HTTPRoute"
+                self.gateway_api.touched.add((kind, name.rpartition("/")[0]))
+            else:
+                self.told_otherwise.update(self.store.ingresses_of_host(one[0]))
+
+    def _case(self, key: Any) -> Case | None:
+        """A host that is tried: of an Ingress ("", host), else of a Gateway."""
+        name, at = key
+        if name == "":
+            placed = self.hosts.get(at)
+            return self.realiser.tried.case(at, placed) if placed is not None else None
+        service = self.placement.services.get(name)
+        return self.realiser.gateway.case(service, at) if service is not None else None
+
+    def owners(self, host: str) -> dict[tuple[str, bool], Owner]:
+        """Whose each path of a host of Ingresses is.  Cost: its paths."""
+        no = self.host_refusals.get(host, {})
+        mine = [
+            ingress
+            for ingress, _ in self._claims(host)
+            if not any(said.reason == "HostClaimed" for said in no.get(ingress.metadata.key, ()))
+        ]
+        return owners_of(host, mine, self.store)
 
     def settle_move(self, move: Move) -> None:
         """Every engine has the new places: status names them from now on."""

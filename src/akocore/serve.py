@@ -713,7 +713,7 @@ class Serve:
     def _progress(self, group: str) -> None:
         self.loop.progressed()
         nacks = self.ads.nacks + sum(e.nacks for e in self.ads.elsewhere.values())
-        if nacks != self._nacks_said or self.reconciler.realiser.gateway.trying:
+        if nacks != self._nacks_said or self.reconciler.realiser.court.busy:
             self.reconciler.judge()
         if self.external is not None:
             self.external.progressed()
@@ -733,10 +733,13 @@ class Serve:
         self._settle_moves()
         if self.routes is not None:
             self.routes.acknowledged()
+        otherwise, self.reconciler.told_otherwise = self.reconciler.told_otherwise, set()
         if nacks != self._nacks_said:
             self._nacks_said = nacks
-            self._say(self.reconciler.realiser.rejected_ingresses())
+            otherwise |= self.reconciler.realiser.rejected_ingresses()
             self._say_rejected_l4()
+        if otherwise:
+            self._say(otherwise)
 
     def _settle_moves(self) -> None:
         for move in list(self._moving):

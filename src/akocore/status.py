@@ -76,7 +76,8 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
     rejecting = [engine for engine in at.ads.fleet.values() if engine.rejected]
     if not rejecting:
         return []
-    wanted = {(SRDS, name) for _, name in placed.scopes}
+    tried = at.realiser.court.trying(("", host))  # what is at fault is not known yet
+    wanted = {(SRDS, name) for _, name in placed.scopes if not tried}
     wanted |= {(CDS, cluster_name(backend)) for _, _, backend in placed.backends}
     service = at.placement.services[placed.vs]
     for home in service.homes:
@@ -93,6 +94,19 @@ def _engine_refusals(at: Reconciler, host: str, placed: Placed) -> list[tuple[st
         or (type_url == SDS and at.realiser.host_of_sni(engine.group, name) == host)
     ]
     return list(dict.fromkeys(said))  # a wildcard's certificate is refused once a name
+
+
+def _paths_left_out(at: Reconciler, host: str, key: str) -> list[tuple[str, str]]:
+    """(field, why) of an Ingress's paths that engines refuse.  Cost: those left out anywhere."""
+    left_out = at.realiser.court.left_out
+    if not any(len(name) == 3 and name[0] == host for name in left_out):
+        return []
+    return [
+        (owner.field, f"Service Engines refuse it: {why}. Its requests get a 500.")
+        for (path, exact), owner in at.owners(host).items()
+        if owner.ingress == key
+        for why in left_out.get((host, path, exact), {}).values()
+    ]
 
 
 def _serving(at: Reconciler, service: VirtualService, home: Home) -> list[Engine | Elsewhere]:
@@ -179,6 +193,8 @@ def ingress_refusals(at: Reconciler, key: str) -> list[Refusal]:
                 " Widen its vipRanges.",
             )
         for field, said in _engine_refusals(at, host, placed):
+            no(field, "EngineRejected", said)
+        for field, said in _paths_left_out(at, host, key):
             no(field, "EngineRejected", said)
     if at.endpoints:
         out += _left_out(at, key, seen)

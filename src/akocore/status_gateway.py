@@ -482,7 +482,7 @@ def _findings(at: Reconciler, state: RouteState) -> tuple[Finding, ...]:
     """What is wrong with a route: as it was translated, and faults of ours over it since."""
     found = state.rules.findings
     object_ = f"{state.route.KIND}/{state.route.metadata.key}"
-    if at.realiser.gateway.left_out:
+    if at.realiser.court.left_out:
         found = (*found, *_refused_rules(at, state, object_))
     if not at.faults:
         return found
@@ -499,7 +499,7 @@ def _refused_rules(at: Reconciler, state: RouteState, object_: str) -> list[Find
     """Rules that Service Engines refuse: their paths are answered with a 500."""
     out: dict[Finding, None] = {}
     for rule in state.rules.rules:
-        for why in at.realiser.gateway.left_out.get((rule.grpc, rule.name), {}).values():
+        for why in at.realiser.court.left_out.get((rule.grpc, rule.name), {}).values():
             refusal = Refusal(
                 object=object_,
                 field=f"spec.rules[{rule.name.rpartition('/')[2]}]",
@@ -656,7 +656,7 @@ def _resources(at: Reconciler, state: RouteState) -> set[tuple[str, str]]:
         if service is None or service.gateway is None:
             continue
         for place, placed in service.gateway.hosts.items():
-            tried = (service.name, place) in at.realiser.gateway.trying  # it is not known yet
+            tried = at.realiser.court.trying((service.name, place))  # it is not known yet
             if placed.owner == listener and place.host in hosts and not tried:
                 out |= {(SRDS, name) for _, name in placed.scopes}
                 out |= {(CDS, cluster_name(cluster)) for _, _, cluster in placed.backends}

@@ -14,17 +14,18 @@ import pytest
 import pytest_asyncio
 from envoy.config.route.v3 import route_components_pb2 as route_pb2
 
-from akocore import status_gateway
-from akocore.engines.envoy import gateway, http_rule
+from akocore import realise, status, status_gateway
+from akocore.engines.envoy import gateway, http_rule, resources
 from akocore.engines.envoy.http_rule import At
-from akocore.engines.envoy.resources import SRDS
+from akocore.engines.envoy.resources import SRDS, Encoded
 from akocore.kube.gateway_objects import GATEWAY
+from akocore.model import HostModel, Route
 from akocore.model_http import HttpRule
 from akocore.translate.tls import Certificate
 from e2e.house import House, house_over
 from e2e.test_gateway_api import CLASS, SERVICE
 from engines.gateway_rig import until
-from engines.refusals import BAD_CERTIFICATES, certificate_of
+from engines.refusals import BAD_CERTIFICATES, certificate_of, spoilt
 
 pytestmark = pytest.mark.real
 
@@ -226,7 +227,7 @@ async def test_of_a_shared_host_just_the_refused_rule_is_left_out(house: House) 
     await shared.leads("/zbad", "v3.test")
     await house.until(lambda: shared.said("zbad") == [])
     catalog = house.serve.ads.catalog("Default-Group")
-    assert not any("trial-" in name for name in catalog.resources[SRDS])
+    assert not any("trial_" in name for name in catalog.resources[SRDS])
 
 
 @pytest.mark.usefixtures("broken")
@@ -272,3 +273,111 @@ async def test_a_host_that_is_bad_from_the_start_has_its_good_rules(house: House
         assert shared.said(f"h{n}") == ([("spec.rules[0]", "EngineRejected")] if n == 7 else [])
     house.write("h7.yaml", _route("h7", "/", "v1.test", "h7.test"))
     await shared.leads("/", "v1.test", "h7.test")
+
+
+INGRESS = """
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: NAME}
+spec:
+  ingressClassName: avi-lb
+  rules:
+  - host: shared.test
+    http:
+      paths:
+      - {path: PATH, pathType: Prefix, backend: {service: {name: SERVICE, port: {number: 80}}}}
+"""
+
+
+class SharedByIngresses(Shared):
+    """Likewise a host of Ingresses."""
+
+    async def start(self, *names: str) -> None:
+        self.house.write("v2.yaml", SERVICE.replace("BACKEND", str(self.house.backend)))
+        for name in names or ("good", "zbad"):
+            self.write(name)
+
+        async def served() -> bool:
+            for one in status.ingresses(self.house.serve.reconciler):
+                for point in one["status"]["loadBalancer"]["ingress"]:
+                    self.vip = point["ip"]
+            paths = [f"/{name}" for name in names or ("good", "zbad")]
+            return bool(self.vip) and {await self.to(path) for path in paths} == {"200"}
+
+        await until(served)
+
+    def write(self, name: str, service: str = "hello") -> None:
+        text = INGRESS.replace("NAME", name).replace("PATH", f"/{name}")
+        self.house.write(f"{name}.yaml", text.replace("SERVICE", service))
+
+    def said(self, name: str) -> list[tuple[str, str]]:
+        found = status.ingress_refusals(self.house.serve.reconciler, f"default/{name}")
+        return [(one.field, one.reason) for one in found]
+
+
+@pytest.fixture
+def broken_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Translation that lets something pass: a path to Service "bad" is one that Envoy refuses."""
+    plain = resources._fill_route
+
+    def fill(one: route_pb2.Route, route: Route) -> None:
+        plain(one, route)
+        if route.pool.backend is None and "bad" in route.path and not route.answer:
+            one.request_headers_to_remove.append(":path")
+
+    monkeypatch.setattr(resources, "_fill_route", fill)
+
+
+@pytest.mark.usefixtures("broken_path")
+async def test_of_a_host_of_ingresses_just_the_refused_path_is_left_out(house: House) -> None:
+    shared = SharedByIngresses(house)
+    await shared.start()
+    shared.write("zbad", "gone")  # a 503, if engines took it
+    await shared.leads("/zbad", "500")
+    await shared.leads("/good", "200")
+    shared.write("good", "gone")
+    await shared.leads("/good", "503")
+    field = "spec.rules[0].http.paths[0]"
+    await house.until(lambda: (field, "EngineRejected") in shared.said("zbad"))
+    assert [reason for _, reason in shared.said("good")] == ["ServiceNotFound"]
+    told = [e.object for e in house.serve.events if e.reason == "EngineRejected"]
+    assert told == ["Ingress/default/zbad"]
+    shared.write("good")
+    shared.write("zbad")
+    await shared.leads("/good", "200")
+    await shared.leads("/zbad", "200")
+    await house.until(lambda: shared.said("zbad") == [])
+    catalog = house.serve.ads.catalog("Default-Group")
+    assert not any("trial_" in name for name in catalog.resources[SRDS])
+
+
+async def test_of_paths_that_are_bad_together_the_youngest_is_left_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of c and e is good alone."""
+    plain = realise.scope
+
+    def scope(vs: str, port: int, model: HostModel) -> Encoded:
+        one = plain(vs, port, model)
+        gone = {route.path for route in model.routes if route.pool.backend is None}
+        mine = {route.path for route in model.routes if not route.answer}
+        return spoilt(one) if {"/c", "/e"} <= mine and "/e" in gone else one
+
+    monkeypatch.setattr(realise, "scope", scope)
+    shared = SharedByIngresses(house)
+    await shared.start(*"abcdefg")
+    shared.write("e", "gone")
+    await shared.leads("/e", "500")
+    await house.until(lambda: ("spec.rules[0].http.paths[0]", "EngineRejected") in shared.said("e"))
+    for name in "abcdfg":
+        assert shared.said(name) == []
+        shared.write(name, "gone")
+        await shared.leads(f"/{name}", "503")
+        shared.write(name)
+        await shared.leads(f"/{name}", "200")
+    (house.directory / "c.yaml").unlink()
+    await shared.leads("/c", "404")
+    await shared.leads("/e", "503")  # nothing is wrong with it without c
+    await house.until(lambda: "EngineRejected" not in [why for _, why in shared.said("e")])
+    catalog = house.serve.ads.catalog("Default-Group")
+    assert not any("trial_" in name for name in catalog.resources[SRDS])

@@ -58,6 +58,7 @@ __all__ = [
     "certificate_of",
     "host_of",
     "rule_of",
+    "spoilt",
 ]
 
 _LATER = 4e9  # seconds since 1970: certificates have not expired
@@ -121,7 +122,11 @@ def host_of(vs: str, port: int, host: str, rule: HttpRule) -> Encoded:
 def broken_ingress_host(vs: str, port: int, host: str) -> Encoded:
     """A scope of an Ingress's host of which Envoy says no when it has read it."""
     route = Route("/", exact=False, pool=Pool("p", None))
-    good = scope(vs, port, HostModel(host, "", (route,), "", redirect=False))
+    return spoilt(scope(vs, port, HostModel(host, "", (route,), "", redirect=False)))
+
+
+def spoilt(good: Encoded) -> Encoded:
+    """A scope, with what Envoy refuses in each route."""
     response = discovery_pb2.DeltaDiscoveryResponse.FromString(good.frame)
     broken = scoped_route_pb2.ScopedRouteConfiguration()
     response.resources[0].resource.Unpack(broken)

@@ -22,17 +22,12 @@ class HostAt(Struct, frozen=True, gc=False, order=True):
 
 
 class PlacedHost(Struct):
-    """One host and what of it is published.  ``owner``: the listener that speaks for it.
-
-    ``tried``: the digest of the model whose rules were tried last; ``trials``: their scopes.
-    """
+    """One host and what of it is published.  ``owner``: the listener that speaks for it."""
 
     owner: ListenerId
     model: HttpHost
     scopes: frozenset[tuple[str, str]] = frozenset()  # (group, scope's name)
     backends: Backends = frozenset()
-    tried: str = ""
-    trials: frozenset[tuple[str, str]] = frozenset()
 
 
 class PlacedFloor(Struct):

@@ -389,8 +389,8 @@ class AdsServer:
                 gone = [one.name for one in self._wanted(engine, removed[type_url])]
                 if type_url != LDS or not replaced:
                     self._send(engine, type_url, (), gone, catalog.sequence)
-                for name in gone:
-                    engine.rejected.pop((type_url, name), None)
+                for one in removed[type_url]:  # also of a collection that it asks for no more
+                    engine.rejected.pop((type_url, one.name), None)
                 if type_url == LDS:
                     self._await_no_more(engine, catalog)
         self.on_publish(group, catalog.sequence, began, any(e.answers for e in engines))

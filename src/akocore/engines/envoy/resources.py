@@ -445,8 +445,8 @@ def _fill_route(one: route_components_pb2.Route, route: Route) -> None:
         one.match.path_separated_prefix = route.path
     else:
         one.match.prefix = "/"
-    if route.pool.backend is None:
-        one.direct_response.status = 503
+    if route.pool.backend is None or route.answer:
+        one.direct_response.status = route.answer or 503
     else:
         one.route.cluster = cluster_name(route.pool.backend)
         one.route.timeout.seconds = 0
