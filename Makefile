@@ -93,7 +93,7 @@ bench-neighbours: venv ## what a small application waits for its edit while anot
 bench-cluster: venv cluster ## boot, one change, churn, informers over a real API server (10 minutes, root)
 	$(BIN)/python -m pytest benchmarks/cluster $(PYTEST_ARGS)
 
-fuzz: venv cluster ## objects made up from the published schemas, through all of it: SEED=7 SECONDS=1800 (two minutes unless told, root)
+fuzz: venv cluster ## objects made up from the published schemas, at their edges, through all of it: SEED=7 SECONDS=1800 (two minutes unless told, root)
 	PYTHONPATH=tests unshare --net --mount sh -c 'mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; \
 	  ip link set lo up; exec $(BIN)/python -m fuzz $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))'
 

@@ -1,4 +1,4 @@
-"""An object of a schema, made up: biased to what lies at the edge.
+"""A value of a schema, made up: wild, at any edge, or tame, the plainest there is.
 
 `Maker` knows OpenAPI's words and nothing of akocore; `names.py` says which names lead somewhere,
 so that objects meet each other.
@@ -6,6 +6,7 @@ so that objects meet each other.
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 import warnings
@@ -18,14 +19,16 @@ with warnings.catch_warnings():
     import re._constants as sre
     import re._parser as parser
 
-__all__ = ["Maker"]
+__all__ = ["NOTHING", "Hint", "Maker", "Schema"]
 
 Schema = dict[str, Any]
+Also = Callable[[tuple[str, ...]], tuple[str, ...]]
 Hint = Callable[[random.Random, tuple[str, ...], Schema], Any]
 
 _LETTERS: Final = "abcxyzABCXYZ0189-._~%$&'()*+,;=:@/ \t\"<>\\^`{|}?#[]é中😀"
 _NUMBERS: Final = (0, 1, -1, 2, 80, 99, 100, 255, 256, 443, 65535, 65536, 2**31 - 1, 2**31)
 _LARGE: Final = (2**32 - 1, 2**32, 2**53, 2**63 - 1, -(2**31), -(2**63))
+_HARMLESS: Final = ("1s", "a", "/a", "a.test", "http://a.test", "GET", "1", "10.0.0.1", "System")
 NOTHING: Final = object()
 
 
@@ -35,12 +38,21 @@ def _parsed(pattern: str) -> Any:
 
 
 class Maker:
-    """Makes values of schemas up.  ``hint``: a value for a path of names, or `NOTHING`."""
+    """Makes values of schemas up.
 
-    def __init__(self, rng: random.Random, hint: Hint) -> None:
+    ``hint``: a value for a path of names, or `NOTHING`.  ``also``: properties of what is at a path
+    that must be there although the schema doesn't say so.  ``tame``: no more than must be there.
+    """
+
+    def __init__(
+        self, rng: random.Random, hint: Hint, also: Also | None = None, tame: bool = False
+    ) -> None:
         self.rng = rng
+        self.tame = tame
         self._hint = hint
-        self._left = rng.choice((30, 100, 300, 1000))  # parts, then just what must be there
+        self._also = also
+        # so many parts, then just what must be there
+        self._left = 0 if tame else rng.choice((30, 100, 300, 1000))
         self._samples: dict[int, list[str]] = {}
 
     def value(self, schema: Schema, path: tuple[str, ...] = (), depth: int = 0) -> Any:
@@ -49,6 +61,8 @@ class Maker:
         hinted = self._hint(rng, path, schema)
         if hinted is not NOTHING:
             return hinted
+        if self.tame and "default" in schema and schema["default"] != "":
+            return copy.deepcopy(schema["default"])
         if "default" in schema and rng.random() < 0.15:
             return schema["default"]
         if schema.get("enum"):
@@ -61,7 +75,7 @@ class Maker:
         if kind == "array":
             return self._array(schema, path, depth)
         if kind == "string":
-            return self._text(schema)
+            return self._plain(schema) if self.tame else self._text(schema)
         if kind == "boolean":
             return rng.random() < 0.5
         if kind == "integer":
@@ -71,12 +85,12 @@ class Maker:
     def _object(self, schema: Schema, path: tuple[str, ...], depth: int) -> dict[str, Any]:
         rng = self.rng
         properties: dict[str, Schema] = schema.get("properties", {})
-        required = set(schema.get("required", ()))
+        required = {*schema.get("required", ()), *(self._also(path) if self._also else ())}
         if not properties:
             more = schema.get("additionalProperties")
             if not isinstance(more, dict) or depth > 12:
                 return {}
-            count = rng.choice((0, 1, 1, 2, 3))
+            count = 1 if self.tame else rng.choice((0, 1, 1, 2, 3))
             return {
                 self._text({"maxLength": 30}) or "a": self.value(more, (*path, "*"), depth + 1)
                 for _ in range(count)
@@ -86,13 +100,21 @@ class Maker:
         for name, part in properties.items():
             if name in required or (self._left > 0 and rng.random() < chance):
                 out[name] = self.value(part, (*path, name), depth + 1)
-        self._agree(schema, out, path, depth)
+        self.agree(schema, out, path, depth)
         return out
 
-    def _agree(
-        self, schema: Schema, out: dict[str, Any], path: tuple[str, ...], depth: int
+    def agree(
+        self,
+        schema: Schema,
+        out: dict[str, Any],
+        path: tuple[str, ...],
+        depth: int,
+        wanted: str | None = None,
     ) -> None:
-        """A union says by the value of one property which of the others is there."""
+        """A union says by the value of one property which of the others is there.
+
+        ``wanted``: the one that is to be there.
+        """
         properties: dict[str, Schema] = schema["properties"]
         lower = {name.lower(): name for name in properties}
         for name, part in properties.items():
@@ -101,8 +123,10 @@ class Maker:
                 for v in part.get("enum", ())
                 if isinstance(v, str) and v.lower() in lower
             }
-            if not members or self.rng.random() < 0.02:
+            if not members or (not self.tame and self.rng.random() < 0.02):
                 continue
+            if wanted is not None and wanted in members.values():
+                out[name] = next(v for v, member in members.items() if member == wanted)
             chosen = out.get(name)
             for value, member in members.items():
                 if value != chosen:
@@ -114,8 +138,8 @@ class Maker:
         rng = self.rng
         least, most = schema.get("minItems", 0), schema.get("maxItems", 64)
         count = rng.choice((least, least, 1, 1, 2, 3, most if rng.random() < 0.05 else 2))
-        count = min(max(count, least), most, 64)
-        if self._left < count * 4:
+        count = min(max(1 if self.tame else count, least), most, 64)
+        if self._left < count * 4 and not self.tame:
             count = min(max(least, 1), most)
         made = [self.value(schema.get("items", {}), path, depth + 1) for _ in range(count)]
         keys = schema.get("x-kubernetes-list-map-keys")
@@ -130,6 +154,8 @@ class Maker:
     def _integer(self, schema: Schema) -> int:
         rng = self.rng
         low, high = schema.get("minimum"), schema.get("maximum")
+        if self.tame:
+            return int(min(max(1, low or 1), high or 2**31))
         edges = [int(one) for one in (low, high) if one is not None]
         wide = 2**31 if schema.get("format") == "int32" else 2**63
         fits = [
@@ -156,6 +182,21 @@ class Maker:
             return "/" + "".join(rng.choices(letters, k=max(length - 1, 0)))
         return "".join(rng.choices(letters, k=length))
 
+    def _plain(self, schema: Schema) -> str:
+        """The first of some harmless texts that fits."""
+        least, most = schema.get("minLength", 0), schema.get("maxLength", 300)
+        pattern = schema.get("pattern")
+        if schema.get("format") in ("byte", "date-time"):
+            return "YQ==" if schema["format"] == "byte" else "2026-01-01T00:00:00Z"
+        for one in _HARMLESS:
+            if least <= len(one) <= most and (not pattern or re.search(pattern, one)):
+                return one
+        return self.like(pattern, 3)[:most] if pattern else "a" * least
+
+    def like(self, pattern: str, limit: int) -> str:
+        """A text that an expression matches; ``limit``: how often a part comes again at most."""
+        return self._match(_parsed(pattern), min(limit, 2000))
+
     # ── a text that an expression matches ───────────────────────────────────────────────────
 
     def _match(self, tree: Any, limit: int) -> str:
@@ -173,7 +214,12 @@ class Maker:
             low, high, tree = value
             most = min(int(high), int(low) + limit)
             count = rng.choice((int(low), most, rng.randint(int(low), most)))
-            return "".join(self._match(tree, max(limit // 4, 1)) for _ in range(count))
+            out = ""
+            for number in range(count):
+                if number >= int(low) and len(out) > limit:
+                    break
+                out += self._match(tree, max(limit // 4, 1))
+            return out
         if op is sre.BRANCH:
             return self._match(rng.choice(value[1]), limit)
         if op is sre.SUBPATTERN:

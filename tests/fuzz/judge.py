@@ -5,120 +5,208 @@ What it answers is what akocore would be given: with defaults, and judged by sch
 
 from __future__ import annotations
 
-import json
+import http.client
 import random
+import ssl
+import threading
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count, islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import urllib3
+import msgspec
+from msgspec import Struct
 
 from akocore.kube.objects import KINDS
 from cluster import gateway_api
 from cluster.control_plane import ADMIN, ControlPlane
-from fuzz import names
-from fuzz.generate import Maker
-from fuzz.schemas import RELEASES, definitions, kinds, own_definitions
+from fuzz.bases import base
+from fuzz.generate import Maker, Schema
+from fuzz.names import SERVICES, Names
+from fuzz.schemas import RELEASES, Kind, definitions, kinds, own_definitions
+from fuzz.spots import Deviations
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "Made", "server"]
 
-_OFTEN: Final = {"HTTPRoute": 8, "GRPCRoute": 3, "Gateway": 2, "Ingress": 4, "EndpointSlice": 2}
+_OFTEN: Final = {
+    "HTTPRoute": 12,
+    "GRPCRoute": 4,
+    "Gateway": 3,
+    "Ingress": 4,
+    "EndpointSlice": 4,
+    "Service": 2,
+}
+_WILD: Final = 0.1  # of the objects have anything anywhere
+_ABREAST: Final = 4
+_AHEAD: Final = 128
+
+
+class Made(Struct, frozen=True):
+    """A good object, and what of it lies at an edge ("wild": anything may)."""
+
+    document: dict[str, Any]
+    edges: tuple[str, ...]
+
+    @property
+    def said(self) -> str:
+        meta = self.document["metadata"]
+        return f"{self.document['kind']}/{meta['name']}: {'; '.join(self.edges) or 'plain'}"
+
+
+@contextmanager
+def server(home: Path, release: str) -> Iterator[int]:
+    """A real API server with a release's definitions and our own; its port."""
+    plane = ControlPlane(home)
+    plane.start()
+    try:
+        texts = "\n---\n".join((*definitions(release), own_definitions()))
+        plane.kubectl("apply", "--server-side", "-f", "-", stdin=texts)
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield plane.port
+    finally:
+        plane.stop()
+
+
+class _Kind:
+    """How objects of one kind are made up."""
+
+    def __init__(self, name: str, kind: Kind, schema: Schema, rng: random.Random) -> None:
+        self.name = name
+        self.version, self.kind = kind
+        self.schema = schema
+        self.plain = name.partition(" v")[0]
+        self.names = Names()
+        self.deviations = Deviations(
+            schema, rng, Maker(rng, self.names.hint, self.names.also, tame=True)
+        )
 
 
 class Judge:
-    """Makes objects up and asks a real API server about each.
+    """Makes objects up and asks the API server at a port about each.
 
     ``asked`` and ``good``: how many, by kind.
     """
 
-    def __init__(self, home: Path, seed: int, release: str) -> None:
-        self.asked: dict[str, int] = {}
-        self.good: dict[str, int] = {}
+    def __init__(self, port: int, seed: int, release: str) -> None:
+        self.asked: Counter[str] = Counter()
+        self.good: Counter[str] = Counter()
         self._rng = random.Random(seed)
-        self._plane = ControlPlane(home)
-        self._release = release
+        self._port = port
         others = [one for one in RELEASES if one != release]
-        self._kinds = {
-            name: one
+        self._kinds = [
+            _Kind(name, *one, self._rng)
             for name, one in kinds().items()
             if not any(name.endswith(f" {other}") for other in others)
-        }
-        self._weights = [_OFTEN.get(name.partition(" ")[0], 1) for name in self._kinds]
-        urllib3.disable_warnings()
-        self._http = urllib3.PoolManager(
-            4, cert_reqs="CERT_NONE", headers={"Authorization": f"Bearer {ADMIN}"}
-        )
-        self._number = count()
+        ]
+        self._weights = [_OFTEN.get(one.plain, 1) for one in self._kinds]
+        self._number = 0
+        self._connections = threading.local()
+        self._open: list[http.client.HTTPSConnection] = []
 
-    def __enter__(self) -> Judge:
-        self._plane.start()
-        texts = "\n---\n".join(definitions(self._release))
-        self._plane.kubectl("apply", "--server-side", "-f", "-", stdin=texts)
-        self._plane.kubectl("apply", "--server-side", "-f", "-", stdin=own_definitions())
-        self._plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._plane.stop()
-
-    def objects(self) -> Iterator[dict[str, Any]]:
-        """Good objects, without end."""
-        with ThreadPoolExecutor(4) as pool:
+    def objects(self) -> Iterator[Made]:
+        """Good objects, without end, in the same order each time.  To be closed."""
+        with ExitStack() as closing, ThreadPoolExecutor(_ABREAST) as pool:
+            closing.callback(self._close)
+            due: list[tuple[str, Made, Future[dict[str, Any] | None]]] = []
             while True:
-                made = [self._make() for _ in range(64)]
-                for name, found in pool.map(self._ask, made):
-                    self.asked[name] = self.asked.get(name, 0) + 1
+                while len(due) < _AHEAD:
+                    name, made = self.make()
+                    due.append((name, made, pool.submit(self._ask, made.document)))
+                ready, due = due[: _AHEAD // 4], due[_AHEAD // 4 :]
+                for name, made, asked in ready:
+                    found = asked.result()
+                    self.asked[name] += 1
                     if found is not None:
-                        self.good[name] = self.good.get(name, 0) + 1
-                        yield found
+                        self.good[name] += 1
+                        yield Made(found, made.edges)
 
-    def _make(self) -> tuple[str, dict[str, Any]]:
+    def _close(self) -> None:
+        for one in self._open:
+            one.close()
+
+    def make(self) -> tuple[str, Made]:
+        """The next object, good or not, and its kind's name."""
         rng = self._rng
-        name = rng.choices(list(self._kinds), self._weights)[0]
-        (version, kind), schema = self._kinds[name]
-        maker = Maker(rng, names.hint)
-        own = f"x{next(self._number) % 400}"
-        meta: dict[str, Any] = {"name": own, "namespace": "default"}
-        if kind == "EndpointSlice":
-            meta["labels"] = {"kubernetes.io/service-name": rng.choice(names.SERVICES[1:])}
-        if kind == "Secret" and rng.random() < 0.5:
-            meta["name"] = "cert"
-        if kind == "Service" and rng.random() < 0.3:
-            meta["name"] = rng.choice(names.SERVICES[1:])
-        body = maker.value(schema, (kind,))
-        names.fit(rng, kind, body)
-        return name, {"apiVersion": version, "kind": kind, "metadata": meta, **body}
+        one = rng.choices(self._kinds, self._weights)[0]
+        self._number += 1
+        again = rng.random() < 0.15  # an object that is there already is written otherwise
+        number = max(self._number - (rng.randint(1, 60) if again else 0), 1)
+        one.names.own = number
+        document = base(rng, one.plain, number)
+        document["apiVersion"] = one.version
+        if rng.random() < _WILD:
+            names = Names(sure=False)
+            wild = Maker(rng, names.hint).value(one.schema, ())
+            return one.name, Made({**document, **_harmless(rng, one.kind, wild)}, ("wild",))
+        body = {k: v for k, v in document.items() if k not in ("apiVersion", "kind", "metadata")}
+        count = rng.choices((0, 1, 2, 3), (10, 65, 20, 5))[0]
+        edges = tuple(one.deviations.put(body) for _ in range(count))
+        return one.name, Made({**document, **body}, edges)
 
-    def _ask(self, made: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any] | None]:
-        name, document = made
-        group = document["apiVersion"]
-        struct = KINDS[group, document["kind"]]
-        plural = gateway_api.plural(document["kind"].lower())
+    def _ask(self, document: dict[str, Any]) -> dict[str, Any] | None:
+        group, kind = document["apiVersion"], document["kind"]
+        inside = "namespaces/default/" if KINDS[group, kind].NAMESPACED else ""
         root = f"apis/{group}" if "/" in group else f"api/{group}"
-        inside = "namespaces/default/" if struct.NAMESPACED else ""
-        if not struct.NAMESPACED:
-            document["metadata"].pop("namespace")
-        path = f"/{root}/{inside}{plural}?dryRun=All&fieldValidation=Ignore"
-        url = f"https://127.0.0.1:{self._plane.port}{path}"
-        answer = self._http.request(
-            "POST",
-            url,
-            body=json.dumps(document),
-            headers={"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"},
+        plural = gateway_api.plural(kind.lower())
+        status, text = self._post(
+            f"/{root}/{inside}{plural}?dryRun=All&fieldValidation=Ignore",
+            msgspec.json.encode(document),
         )
-        if answer.status != 201:
-            return name, None
-        found: dict[str, Any] = json.loads(answer.data)
-        found["metadata"] = {
-            k: v
-            for k, v in found["metadata"].items()
-            if k in ("name", "namespace", "labels", "annotations", "creationTimestamp")
-        }
-        return name, found
+        if status != 201:
+            return None
+        found: dict[str, Any] = msgspec.json.decode(text)
+        kept = ("name", "namespace", "labels", "annotations", "creationTimestamp")
+        found["metadata"] = {k: v for k, v in found["metadata"].items() if k in kept}
+        return found
+
+    def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"}
+        for last in (False, True):
+            held: http.client.HTTPSConnection | None = getattr(self._connections, "it", None)
+            if held is None:
+                trusting = ssl._create_unverified_context()
+                held = http.client.HTTPSConnection(
+                    "127.0.0.1", self._port, timeout=30, context=trusting
+                )
+                self._connections.it = held
+                self._open.append(held)
+            try:
+                held.request("POST", path, body, headers)
+                answer = held.getresponse()
+                return answer.status, answer.read()
+            except (http.client.HTTPException, OSError):
+                held.close()
+                self._connections.it = None
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
 
-def some(judge: Judge, number: int) -> list[dict[str, Any]]:
-    """So many good objects."""
-    return list(islice(judge.objects(), number))
+def _harmless(rng: random.Random, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What the API server says of built-in kinds in code, not in its schema: met, mostly."""
+    spec = body.get("spec")
+    if not isinstance(spec, dict):
+        return body
+    if kind == "Ingress":
+        backends = [spec.get("defaultBackend")]
+        for rule in spec.get("rules", ()):
+            for one in (rule.get("http") or {}).get("paths", ()):
+                backends.append(one.get("backend"))
+                one["pathType"] = rng.choice(("Exact", "Prefix", "ImplementationSpecific"))
+                if not str(one.get("path", "/")).startswith("/"):
+                    one["path"] = "/" + str(one["path"])[:200]
+        for backend in backends:
+            if isinstance(backend, dict):
+                backend.pop("resource", None)
+                backend["service"] = {"name": rng.choice(SERVICES), "port": {"number": 80}}
+    elif kind == "Service":
+        keep = ("type", "loadBalancerSourceRanges", "loadBalancerIP", "sessionAffinity")
+        body = {"spec": {k: v for k, v in spec.items() if k in keep}}
+        numbers = rng.sample((1, 80, 443, 8080, 65535), rng.randint(1, 4))
+        body["spec"]["ports"] = [
+            {"name": f"p{n}", "port": n, "protocol": rng.choice(("TCP", "UDP", "TCP", "SCTP"))}
+            for n in numbers
+        ]
+    return body

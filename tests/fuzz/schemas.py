@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ OURS: Final = ("AviInfraSetting", "Network", "ServiceEngineGroup", "Gateway")
 _WORDS: Final = ("description", "example", "externalDocs", "title")
 
 
+@lru_cache(1)
 def kinds() -> dict[str, tuple[Kind, Schema]]:
     """What an object of each kind may be, by the kind's name (and release)."""
     found: dict[str, list[Any]] = json.loads(gzip.decompress(HERE.read_bytes()))
