@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 import msgspec
@@ -20,6 +20,7 @@ from akocore.engines.agent.messages import Report
 from akocore.engines.envoy.process import EngineError, not_confined
 from akocore.kube.gateway_objects import ROUTE_KINDS
 from akocore.place.scale import FOLLOWS_OBJECTS
+from akocore.shown import quoted
 from akocore.unix_server import UnixServer
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Control:
         return grpc.method_handlers_generic_handler(_SERVICE, methods)
 
     async def _get(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        kind = orjson.loads(request)["kind"]
+        kind = (await _asked(request, context, _Get)).kind
         serve, at = self._serve, self._serve.reconciler
         items: list[dict[str, Any]]
         match kind:
@@ -90,7 +91,9 @@ class Control:
             case "files":
                 items = self._files()
             case _:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind {kind} is unknown")
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"kind {quoted(kind)} is unknown"
+                )
         return orjson.dumps({"items": items})
 
     def _virtual_services(self) -> list[dict[str, Any]]:
@@ -172,19 +175,21 @@ class Control:
             },
         }
 
-    async def _scale(self, request: bytes, _context: object) -> bytes:
+    async def _scale(
+        self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> bytes:
         """Have a virtual service on more or fewer Service Engines: ``by`` or ``to``.
 
         In a cluster that is for who asks to write: ``annotate`` is the AviInfraSetting.
         """
-        asked = orjson.loads(request)
+        asked = await _asked(request, context, _Scale)
         at = self._serve.reconciler
-        service = at.placement.services.get(asked["vs"])
+        service = at.placement.services.get(asked.vs)
         if service is None:
-            return orjson.dumps({"refused": f"there is no virtual service {asked['vs']}."})
+            return orjson.dumps({"refused": f"there is no virtual service {quoted(asked.vs)}."})
         group = service.infra.group
         before = at.scale.wanted(service.name, group)
-        number = int(asked["to"]) if "to" in asked else before + int(asked["by"])
+        number = asked.to if asked.to is not None else before + asked.by
         if (no := at.scale.to(service.name, group, number)) is not None:
             if no.reason == FOLLOWS_OBJECTS and service.infra.setting:
                 annotated = {"annotate": service.infra.setting, "before": before, "wanted": number}
@@ -196,14 +201,45 @@ class Control:
         await self._serve.scaled(service.name)
         return orjson.dumps({"before": before, "wanted": number})
 
-    async def _explain(self, request: bytes, _context: object) -> bytes:
+    async def _explain(
+        self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> bytes:
         at = self._serve.reconciler
-        ((kind, key),) = orjson.loads(request).items()
+        asked = await _asked(request, context, dict[str, str])
+        if len(asked) != 1:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "ask for one object at a time")
+        ((kind, key),) = asked.items()
         if kind == "ingress":
             return orjson.dumps(status.explain(at, key))
         if (found := status_gateway.explain(at, kind, key)) is not None:
             return orjson.dumps(found)
         return orjson.dumps(status_l4.explain(at, kind, key))
+
+
+class _Get(msgspec.Struct):
+    kind: str
+
+
+class _Scale(msgspec.Struct):
+    vs: str
+    to: int | None = None
+    by: int = 0
+
+
+_Question = TypeVar("_Question")
+
+
+async def _asked(
+    request: bytes,
+    context: grpc.aio.ServicerContext[bytes, bytes],
+    kind: type[_Question],
+) -> _Question:
+    """What a request asks; one that asks nothing of the kind ends here."""
+    try:
+        return msgspec.json.decode(request, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as err:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, quoted(err))
+        raise  # never: the call is over
 
 
 def _reported(report: Report) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from typing import Final
 
 import grpc
 
+from akocore.engines.children import check_socket_path
+from akocore.engines.envoy.admin import EngineError
+
 __all__ = ["UNLIMITED", "UnixServer"]
 
 UNLIMITED: Final = (
@@ -26,7 +29,8 @@ class UnixServer:
         self._server: grpc.aio.Server | None = None
 
     async def start(self, *services: grpc.GenericRpcHandler) -> None:
-        """Listen, in place of whoever left the socket behind."""
+        """Listen, in place of whoever left the socket behind.  Raises `EngineError`."""
+        check_socket_path(self.socket, EngineError)
         self.socket.unlink(missing_ok=True)
         self._server = grpc.aio.server(options=UNLIMITED)
         self._server.add_generic_rpc_handlers(services)

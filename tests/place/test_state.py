@@ -328,6 +328,29 @@ def test_a_directory_that_others_use_too_stays_open_to_them(tmp_path: Path) -> N
     assert _mode(tmp_path / "shared" / "placement.db") == 0o600
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize("name", ["placement.db", "placement.db-wal", "engines"])
+@pytest.mark.parametrize("link", [True, False])
+def test_what_somebody_else_has_put_into_its_directory_is_neither_opened_nor_changed(
+    tmp_path: Path, name: str, link: bool
+) -> None:
+    directory, theirs = tmp_path / "state", tmp_path / "theirs"
+    directory.mkdir(mode=0o777)
+    theirs.write_text("as it was")
+    theirs.chmod(0o644)
+    put = directory / name
+    if link:
+        put.symlink_to(theirs)
+    else:
+        put.touch(0o666)
+    os.lchown(put, 12345, 12345)
+    with pytest.raises(StateError, match=f"{name} in it belongs to user 12345"):
+        State(directory)
+    assert _mode(theirs) == 0o644
+    put.unlink()
+    State(directory).close()
+
+
 def test_what_an_older_release_has_written_of_secrets_is_wiped(tmp_path: Path) -> None:
     secret = {"kind": "Secret", "data": {"tls.key": "UFJJVkFURQ" * 300}}
     service = {"kind": "Service", "metadata": {"name": "web"}}

@@ -94,8 +94,9 @@ def _text(stored: bytes) -> str:
 
 _NAME: Final = "placement.db"
 _CLEAN: Final = 1  # ``user_version`` of a file that never had anything of a Secret
+_ENGINES: Final = "engines"
 _OURS: Final = (
-    "engines",
+    _ENGINES,
     "xds.sock",
     "control.sock",
     _NAME,
@@ -115,6 +116,19 @@ def _close_to_others(directory: Path) -> None:
         )
     else:
         directory.chmod(0o700)
+
+
+def _of_others(directory: Path) -> str:
+    """What somebody else has put where akocore's own is to be; "": nothing.
+
+    Who could write to the directory before may have put a link there, or keep a file open.
+    """
+    ours = {os.geteuid(), directory.stat().st_uid}
+    for one in sorted(directory.iterdir()):
+        ours_by_name = one.name == _ENGINES or one.name.startswith(_NAME)
+        if ours_by_name and (owner := one.lstat().st_uid) not in ours:
+            return f"{one.name} in it belongs to user {owner}. Remove it if nobody needs it"
+    return ""
 
 
 def _without_secrets(text: str) -> str:
@@ -143,6 +157,11 @@ class State:
         self._rooms: dict[str, dict[str, str]] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if others := _of_others(directory):
+                raise StateError(
+                    f"state directory {directory} can't be used: {others},"
+                    " or choose another with --state."
+                )
             _close_to_others(directory)
             os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY, 0o600))
             for file in directory.glob(f"{_NAME}*"):  # the log has the rights of the database
