@@ -33,7 +33,8 @@ def _fields(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, str, 
         if "default" in inner:
             notes.append(f"default {str(inner['default']).lower()}")
         if "minimum" in inner or "maximum" in inner:
-            notes.append(f"{inner.get('minimum', '')} to {inner.get('maximum', '')}")
+            low, high = inner.get("minimum", ""), inner.get("maximum")
+            notes.append(f"at least {low}" if high is None else f"{low} to {high}")
         if name in schema.get("required", []):
             notes.append("required")
         if item.get("type") == "object" and "properties" in item:
