@@ -8,19 +8,20 @@ import signal
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 from envoy.config.route.v3 import route_components_pb2 as route_pb2
 
-from akocore import realise, status, status_gateway
+from akocore import realise, realise_gateway, status, status_gateway
 from akocore.engines.envoy import gateway, http_rule, resources
 from akocore.engines.envoy.http_rule import At
 from akocore.engines.envoy.resources import SRDS, Encoded
 from akocore.kube.gateway_objects import GATEWAY
 from akocore.model import HostModel, Route
-from akocore.model_http import HttpRule
+from akocore.model_http import HttpHost, HttpRule
 from akocore.translate.tls import Certificate
 from e2e.house import House, house_over
 from e2e.test_gateway_api import CLASS, SERVICE
@@ -381,3 +382,28 @@ async def test_of_paths_that_are_bad_together_the_youngest_is_left_out(
     await house.until(lambda: "EngineRejected" not in [why for _, why in shared.said("e")])
     catalog = house.serve.ads.catalog("Default-Group")
     assert not any("trial_" in name for name in catalog.resources[SRDS])
+
+
+async def test_of_rules_that_are_bad_together_the_youngest_routes_is_left_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = realise_gateway.http_scope
+
+    def scope(vs: str, port: int, chain: str, model: HttpHost, **more: Any) -> Encoded:
+        one = plain(vs, port, chain, model, **more)
+        to = {rule.redirect.host for rule in model.rules if rule.redirect is not None}
+        return spoilt(one) if {"v2.test", "v3.test"} <= to else one
+
+    monkeypatch.setattr(realise_gateway, "http_scope", scope)
+    shared = Shared(house)
+    await shared.start()
+    house.write("zbad.yaml", _route("zbad", "/zbad", "v2.test"))
+    await shared.leads("/zbad", "v2.test")
+    house.write("good.yaml", _route("good", "/good", "v3.test"))
+    await shared.leads("/good", "v3.test")
+    await shared.leads("/zbad", "500")
+    await house.until(lambda: shared.said("zbad") == [("spec.rules[0]", "EngineRejected")])
+    assert shared.said("good") == []
+    house.write("good.yaml", _route("good", "/good", "v1.test"))
+    await shared.leads("/zbad", "v2.test")
+    await house.until(lambda: shared.said("zbad") == [])
