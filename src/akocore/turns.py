@@ -25,10 +25,10 @@ __all__ = ["SLICE_S", "SMALL", "Turn", "Turns", "namespace_of", "weight"]
 SLICE_S = 0.005  # that a turn takes, if what it is made of can be parted
 SMALL = 100  # weight: some 5 ms of the controller and as much of an engine
 _TOGETHER = 64  # small changes that came together
-_SHARE = 0.5  # of the time, that a namespace's big work may take
+_SHARE = 0.25  # of the time, that a namespace's big work may take
 _BURST_S = 0.2  # of it at once
 _LUMP_S = 0.01  # what can't be parted and costs more counts for more
-_LUMP = 5
+_LUMP = 2.5
 _ACCOUNTS = 1000  # of namespaces that have nothing
 
 
@@ -230,7 +230,7 @@ class Turns:
         self._next_big.pop(namespace, None)
         if lane.big:
             self._next_big[namespace] = None
-        self._rests_until = now + min(cost_s, _BURST_S)
+        self._rests_until = now + min(2 * cost_s, _BURST_S)
 
     def _big(self, lane: _Lane) -> _Waiting | None:
         return next((one for one in lane.big.values() if self._may_go(one)), None)

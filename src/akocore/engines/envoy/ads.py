@@ -174,7 +174,7 @@ class Engine(Struct):
         out = [f"{len(s.puts)} of {_short(s.type_url)}" for s in self.outstanding.values()]
         out += [f"its request for {name}" for name in self.awaited]
         if self.held is not None:
-            out.append(f"{self.held.behind}, which gets it first")
+            out.append(f"{self.held.behind or 'what is small'}, which goes first")
         return [*out, "a list of its scopes"] if self.clearing else out
 
     def names_of(self, host: str) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -19,11 +18,15 @@ from akocore.engines.envoy.resources import CDS, SRDS, Encoded
 __all__ = ["Held", "OneByOne", "is_long"]
 
 _LONG_BYTES = 100_000  # some 15 ms of an Envoy's main thread
+_FIRST_S = 0.015  # what came in while this was made is small, and goes before
 _TURN_S = 0.5  # one that hangs holds up nobody for longer
 
 
 class Held(Struct, frozen=True):
-    """What an engine is to get when ``behind`` has it: resources, by type and name."""
+    """What an engine is to get when ``behind`` has it: resources, by type and name.
+
+    ``behind`` "": in a moment.
+    """
 
     behind: str
     sequence: int
@@ -62,15 +65,17 @@ class OneByOne(Generic[_E]):
     def hold(
         self, engines: Sequence[_E], changed: Mapping[str, Iterable[Encoded]], sequence: int
     ) -> None:
-        """All of these engines but the first have to wait, each for the one before it.
+        """All of these engines have to wait: the first for a moment, others for the one before.
 
         What may wait replaces what is there, so that nothing else can lack it meanwhile.
         """
         what = frozenset((one.type_url, one.name) for some in changed.values() for one in some)
-        for n, (before, engine) in enumerate(pairwise(engines), 1):
+        before = ""
+        for n, engine in enumerate(engines):
             self.now(engine)
-            engine.held = held = Held(before.name, sequence, what)
-            self._later(n * _TURN_S, partial(self._late, engine, held))
+            engine.held = held = Held(before, sequence, what)
+            self._later(_FIRST_S + n * _TURN_S, partial(self._late, engine, held))
+            before = engine.name
 
     def hurry(self, engines: Iterable[_E], puts: Iterable[Encoded], *, removed: bool) -> None:
         """These are sent now.  What an engine has yet to get goes before, if they are the same or
@@ -86,7 +91,7 @@ class OneByOne(Generic[_E]):
     def look(self, engines: Collection[_E]) -> None:
         """One of these has acknowledged something, or has left them."""
         for engine in engines:
-            if (held := engine.held) is None:
+            if (held := engine.held) is None or not held.behind:
                 continue
             before = next((one for one in engines if one.name == held.behind), None)
             if before is None or before.acknowledged >= held.sequence:
