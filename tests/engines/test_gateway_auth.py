@@ -123,6 +123,20 @@ async def test_headers_that_are_named_go_to_and_from_the_authorizer(gw: Rig) -> 
     assert gw.echoes["web"].header("x-why") == []
 
 
+async def test_an_authorizer_sees_how_often_a_request_came_by_and_changes_nothing_of_it(
+    gw: Rig,
+) -> None:
+    await gw.listen()
+    web, auth = await gw.echo("web"), await gw.echo("auth")
+    for named in ((), ("cdn-loop",)):
+        await gw.serve(to(web, auth=ExternalAuth(auth, grpc=False, response_headers=named)))
+        gw.echoes["auth"].extra = [("cdn-loop", "nobody")]
+        assert (await gw.ask()).by == "web"
+        (seen,) = gw.echoes["web"].header("cdn-loop")
+        assert seen.startswith("akocore")
+        assert gw.echoes["auth"].header("cdn-loop") == [seen]
+
+
 async def test_a_body_is_shown_up_to_its_size(gw: Rig) -> None:
     await gw.listen()
     web, auth = await gw.echo("web"), await gw.echo("auth")
@@ -201,6 +215,31 @@ async def test_an_authorizer_is_asked_over_grpc(gw: Rig, servers: Any) -> None:
     assert (shown.raw_body, shown.method, shown.path) == (b"hi", "POST", "/")
     assert (await gw.ask()).status == 401
     assert len(gw.echoes["web"].requests) == 1
+
+
+async def test_an_authorizer_over_grpc_leaves_lengths_and_hops_as_they_are(
+    gw: Rig, servers: Any
+) -> None:
+    await gw.listen()
+    web = await gw.echo("web")
+    keeper: GrpcServer = await servers("keeper")
+
+    def check(_method: str, _body: bytes) -> bytes:
+        out = external_auth_pb2.CheckResponse()
+        ok = out.ok_response
+        ok.headers_to_remove.append("cdn-loop")
+        for key, value in (("CDN-Loop", "nobody"), ("content-length", "2"), ("x-user", "ann")):
+            ok.headers.add(header=base_pb2.HeaderValue(key=key, value=value))
+        return out.SerializeToString()
+
+    keeper.answer = check
+    await gw.serve(to(web, auth=ExternalAuth(Backend("default/keeper/80"), grpc=True)))
+    answer = await gw.ask(method="POST", body=b"hello")
+    assert (answer.by, answer.seen["body"]) == ("web", "hello")
+    assert gw.echoes["web"].header("x-user") == ["ann"]
+    assert gw.echoes["web"].header("content-length") == ["5"]
+    (hops,) = gw.echoes["web"].header("cdn-loop")
+    assert hops.startswith("akocore")
 
 
 # ─── gRPC itself

@@ -109,6 +109,19 @@ def test_get_shows_a_terminal_nothing_but_letters(monkeypatch: pytest.MonkeyPatc
     assert orjson.loads(exact.output)["items"][0]["note"] == EVIL
 
 
+def test_events_of_one_namespace_are_those_of_its_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = (
+        "Ingress/a/one",
+        "Gateway.gateway.networking.k8s.io/a/two",
+        "Ingress/b/a",
+        "ServiceEngine/a",
+    )
+    items = [{**ITEM, "regarding": regarding} for regarding in of]
+    monkeypatch.setattr(get_module, "ask", lambda *_: {"items": items})
+    shown = CliRunner().invoke(app(), ["get", "events", "-n", "a", "-o", "json"])
+    assert [item["regarding"] for item in orjson.loads(shown.output)["items"]] == list(of[:2])
+
+
 def test_explain_shows_a_terminal_nothing_but_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
         "object": "Ingress/a/b",

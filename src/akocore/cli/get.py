@@ -335,7 +335,7 @@ def get(
         raise typer.Exit(2)
     items: list[Item] = ask(state, "Get", {"kind": kind})["items"]
     if namespace:
-        items = [i for i in items if i["metadata"].get("namespace", namespace) == namespace]
+        items = [i for i in items if _namespace(i, namespace) == namespace]
     if name:
         items = [i for i in items if i.get("metadata", {}).get("name") == name]
         if not items:
@@ -364,3 +364,10 @@ def get(
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         typer.echo("   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _namespace(item: Item, otherwise: str) -> str:
+    """Whose it is: of an event its object's; ``otherwise``: of what is nobody's."""
+    if "regarding" in item:
+        return str(item["regarding"]).split("/")[-2] if item["regarding"].count("/") == 2 else ""
+    return str(item["metadata"].get("namespace", otherwise))

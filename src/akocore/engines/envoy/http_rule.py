@@ -421,9 +421,11 @@ def _keep_session(out: route_pb2.Route, session: Session) -> None:
 # ── external authorization ──────────────────────────────────────────────────────────────────
 
 
-_ALWAYS: Final = ("authorization", "x-envoy-auth-partial-body")  # the rest is no header to Envoy
+# Of a request, to its authorizer; the rest is no header to Envoy.
+_ALWAYS: Final = ("authorization", "cdn-loop", "x-envoy-auth-partial-body")
 _NEVER: Final = (
     *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te"),
+    "cdn-loop",
     *("upgrade", "trailer", "date", "server", "content-type", "content-encoding"),
 )  # of an authorizer's answer: they are about that answer
 

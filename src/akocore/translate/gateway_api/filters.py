@@ -31,6 +31,7 @@ from akocore.translate.gateway_api.values import (
     name_problem,
     number_problem,
     path_problem,
+    removal_problem,
     value_problem,
 )
 
@@ -115,10 +116,7 @@ def _edit(spec: HTTPHeaderFilter | None, part: str, no: _No) -> HeaderEdit:
         pairs.append(tuple(kept.values()))
     removed: dict[str, None] = {}
     for i, gone in enumerate(spec.remove):
-        problem = name_problem(gone)
-        if gone.lower() == "host":
-            problem = "A request has a host: it can be set, not removed. Take it out."
-        if problem:
+        if problem := removal_problem(gone):
             no(f"{part}.remove[{i}]", "UnsupportedValue", problem)
         else:
             removed[gone.lower()] = None
@@ -246,7 +244,8 @@ def _check_auth(spec: HTTPExternalAuthFilter, no: _No) -> None:
     }
     for part, found in names.items():
         for i, name in enumerate(found):
-            if problem := name_problem(name):
+            answers = part == "http.allowedResponseHeaders"  # these are set in the request
+            if problem := name_problem(name, changes=answers):
                 no(f"externalAuth.{part}[{i}]", "UnsupportedValue", problem)
     if body is not None and (problem := number_problem(body.max_size, 0, _BODY_BYTES)):
         no("externalAuth.forwardBody.maxSize", "UnsupportedValue", problem)

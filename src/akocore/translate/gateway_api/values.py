@@ -19,6 +19,7 @@ __all__ = [
     "name_problem",
     "number_problem",
     "path_problem",
+    "removal_problem",
     "value_problem",
 ]
 
@@ -26,7 +27,11 @@ TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_|~`]+")
 WEIGHTS: Final = (0, 1_000_000)
 MAX_HEADER_BYTES: Final = 16_384
 _NAME_CHARS: Final = 256
-_FRAMING: Final = ("content-length", "transfer-encoding")
+_OURS: Final = {  # headers that are the proxy's to write
+    "content-length": "says where a message ends",
+    "transfer-encoding": "says where a message ends",
+    "cdn-loop": "says how often a request came by, so that loops end",
+}
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*")
 
 
@@ -36,16 +41,23 @@ def escaped_bytes(value: str) -> int:
 
 
 def name_problem(name: str, *, changes: bool = False) -> str:
-    """What keeps a header's name from being one; ``changes``: it is set or added, not read."""
+    """What keeps a header's name from being one; ``changes``: it is not just read."""
     if not name:
         return "The name is empty. Write one."
     if name.startswith(":"):
         return f"{quoted(name)!r} is no header but a part of HTTP/2. Take it out."
     if not TOKEN.fullmatch(name) or len(name) > _NAME_CHARS:
         return f"{quoted(name)!r} is no name of a header. Write letters, digits and hyphens."
-    if changes and name.lower() in _FRAMING:
-        return f"{name} says where a message ends, and is the proxy's to write. Take it out."
+    if changes and (what := _OURS.get(name.lower())):
+        return f"{name} {what}, and is the proxy's to write. Take it out."
     return ""
+
+
+def removal_problem(name: str) -> str:
+    """What keeps a header from being removed."""
+    if name.lower() == "host":
+        return "A request has a host: it can be set, not removed. Take it out."
+    return name_problem(name, changes=name.lower() == "cdn-loop")
 
 
 def value_problem(name: str, value: str) -> str:
