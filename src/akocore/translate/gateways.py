@@ -237,6 +237,10 @@ def govern_gateway(gateway: Gateway, store: Store, usable: Iterable[str]) -> Gov
 # ── listeners ───────────────────────────────────────────────────────────────────────────────
 
 
+def _at_home(one: ServiceView, front: Front) -> bool:
+    return one.key.partition("/")[0] == front.namespace
+
+
 def gateway_listener(
     front: Front,
     seen: GatewayView | None,
@@ -248,14 +252,15 @@ def gateway_listener(
 ) -> tuple[L4Listener | None, list[Refusal]]:
     """One listener of a Gateway; None: it has none of that protocol and port.
 
-    ``services``: that name the Gateway and have the port, oldest first, of which the oldest
-    serves; ``seen`` None: there is no such Gateway; ``served``: a class of ours has it.
+    ``services``: that name the Gateway and have the port, oldest first.  Of these the oldest of the
+    Gateway's namespace serves, or else the oldest: who may label a Service elsewhere takes nothing
+    away.  ``seen`` None: there is no such Gateway; ``served``: a class of ours has it.
     """
     no: list[Refusal] = []
     at = (protocol, port)
     listener = seen.listeners.get(at) if seen is not None else None
     has: ServiceView | None = None
-    for one in services:
+    for one in sorted(services, key=lambda one: not _at_home(one, front)):
 
         def refuse(field: str, reason: str, remedy: str, key: str = one.key) -> None:
             no.append(Refusal(object=f"Service/{key}", field=field, reason=reason, remedy=remedy))
@@ -287,7 +292,7 @@ def gateway_listener(
                 f"{listener.field} of Gateway {front.key} takes Services with {quoted(lacks)}."
                 " Add it.",
             )
-        elif listener.same_namespace and one.key.partition("/")[0] != front.namespace:
+        elif listener.same_namespace and not _at_home(one, front):
             refuse(
                 "metadata.namespace",
                 "NamespaceNotAllowed",
@@ -295,10 +300,11 @@ def gateway_listener(
                 " Let it write namespaces.from: All.",
             )
         elif has is not None:
+            first = "came first" if has.age < one.age else "is of the Gateway's namespace"
             refuse(
                 f"{one.ports[at]}.port",
                 "PortConflict",
-                f"Service {has.key}, which came first, is behind {protocol}/{port} of Gateway"
+                f"Service {has.key}, which {first}, is behind {protocol}/{port} of Gateway"
                 f" {front.key}. Choose another port.",
             )
             no.append(
@@ -307,7 +313,8 @@ def gateway_listener(
                     field=f"{listener.field}.routes.selector",
                     reason="SeveralServices",
                     remedy=f"Services {has.key} and {one.key} have {protocol}/{port}: the first,"
-                    " which is older, serves. Leave one of them.",
+                    f" which {first.replace('came first', 'is older')}, serves."
+                    " Leave one of them.",
                     warning=True,
                 )
             )
