@@ -190,6 +190,15 @@ class Limits(_Section, frozen=True):
             description="connections of one Service Engine to one Service port, and requests there",
         ),
     ] = 25_000
+    udp_sessions: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="sessions of UDP of one Service Engine with one Service port: each has a"
+            " port of the machine for a minute",
+        ),
+    ] = 5_000
     hops: Annotated[
         int,
         Meta(

@@ -199,7 +199,9 @@ class Reconciler:
         self.realiser = Realiser(
             *(self.store, self.endpoints, self.placement, ads, now, port_offset, self.faults),
             freebind=freebind,
-            bounds=bounds_of(config.cluster_name, limits.backend_connections, limits.hops),
+            bounds=bounds_of(
+                config.cluster_name, limits.backend_connections, limits.hops, limits.udp_sessions
+            ),
         )
         self.realiser.l4.later = self._when_drained
         self.l4 = L4(

@@ -6,10 +6,12 @@ Each way round is bounded by the test itself: its backend counts, and ends it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import pytest
@@ -194,3 +196,55 @@ async def test_connections_of_l4_beyond_a_breaker_are_closed_and_counted(tmp_pat
         for writer in kept:
             writer.close()
     server.close()
+
+
+class Echo(asyncio.DatagramProtocol):
+    """Sends each datagram back."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.transport.sendto(data, addr)
+
+
+async def test_sessions_of_udp_have_a_bound_of_their_own(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    port = transport.get_extra_info("sockname")[1]
+    running = Running(tmp_path, port)
+    running.config = ONE_ENGINE.replace("backendConnections: 2", "udpSessions: 2")
+    running.write("l4.yaml", service("l4", "UDP/81", to=[("127.0.0.1", port)]))
+    async with running:
+        async with asyncio.timeout(20):
+            while not (
+                found := [
+                    point["ip"]
+                    for item in await running.ask("service")
+                    for point in item["status"]["loadBalancer"]["ingress"]
+                ]
+            ):
+                await asyncio.sleep(0.05)
+        clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(6)]
+        for client in clients:
+            client.setblocking(False)
+        answered: set[int] = set()
+
+        def ask() -> bool:
+            """Whether somebody has been answered, now that each has asked once more."""
+            for i, client in enumerate(clients):
+                with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+                    while client.recv(10):
+                        answered.add(i)
+                client.sendto(b"hello", (found[0], 81 + OFFSET))
+            return len(answered) >= 2
+
+        await until(ask)
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            ask()
+        for client in clients:
+            client.close()
+        assert len(answered) == 2
+    transport.abort()
+    await asyncio.sleep(0)

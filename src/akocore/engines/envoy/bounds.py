@@ -27,19 +27,19 @@ __all__ = ["Bounds", "bounds_of", "breakers", "hop_filter", "overflow_log"]
 class Bounds(Struct, frozen=True):
     """``connections``: to one Service port; as many requests.  ``hops``: of one request.
 
-    ``hop``: what akocore calls itself there.
+    ``hop``: what akocore calls itself there.  ``sessions``: of UDP, to one Service port.
     """
 
     connections: int = 25_000
     hops: int = 4
     hop: str = "akocore"
+    sessions: int = 5_000
 
 
-def bounds_of(cluster_name: str, connections: int, hops: int) -> Bounds:
+def bounds_of(cluster_name: str, connections: int, hops: int, sessions: int = 5_000) -> Bounds:
     """Those of an installation: its name stays its own business."""
-    return Bounds(
-        connections, hops, f"akocore-{mmh3_x64_128_digest(cluster_name.encode()).hex()[:8]}"
-    )
+    hop = f"akocore-{mmh3_x64_128_digest(cluster_name.encode()).hex()[:8]}"
+    return Bounds(connections, hops, hop, sessions)
 
 
 @lru_cache

@@ -37,7 +37,7 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from akocore._fast.diff import fingerprint
 from akocore.client_limits import ClientLimits
@@ -282,13 +282,15 @@ def udp_cluster(
 ) -> Encoded:
     """The cluster of one UDP port, whose endpoints come by themselves (`udp_endpoints`).
 
-    A cluster that is another one ends all sessions; endpoints that come or go end their own.
+    A cluster that is another one ends all sessions; endpoints that come or go end their own.  A
+    session has a port of the machine, of which UDP has one set for all, so there are few.
     """
     name = cluster_name(backend)
     out = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
     out.eds_cluster_config.eds_config.CopyFrom(ADS)
     balance(out, sticky)
-    return encoded(CDS, name, out, common=any_cluster(bounds))
+    few = structs.replace(bounds, connections=min(bounds.sessions, bounds.connections))
+    return encoded(CDS, name, out, common=any_cluster(few))
 
 
 def udp_endpoints(backend: str, members: Iterable[tuple[str, int]]) -> Encoded:
