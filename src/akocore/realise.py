@@ -218,6 +218,7 @@ class Realiser:
                 if _service_of(backend)[2] == "UDP":
                     self._drop(group, EDS, cluster_name(backend))
                 if not self._groups.get(backend):
+                    self.gateway.variants.pop(backend, None)
                     self._parts.forget(backend)
                     self._up.discard(backend)
                     self._backends.discard(_service_of(backend)[0], backend)

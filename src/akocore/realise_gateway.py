@@ -37,7 +37,8 @@ class GatewayRealiser:
     """``put``, ``drop``, ``use``, ``name``: of the `Realiser`; ``later(then)``: when connections
     are over.
 
-    ``variants``: how backends are talked to, by the key that their cluster has in ``use``.
+    ``variants``: how backends are talked to, by the key that their cluster has in ``use``, which
+    forgets what nobody uses any more.
     ``age``: of a rule, by its name and whether it is of gRPC: the oldest route's first.
     """
 
@@ -102,10 +103,10 @@ class GatewayRealiser:
 
     def _realise_host(self, service: VirtualService, at: HostAt, placed: PlacedHost) -> None:
         groups = {home.group for home in service.homes}
+        one = self._scope(service, at, placed.model) if groups else None  # this alone may fail
         backends: Backends = frozenset(
             (group, service.name, key) for group in groups for key in self._keys(placed.model)
         )
-        one = self._scope(service, at, placed.model) if groups else None  # this alone may fail
         self._use(placed.backends, backends)
         placed.backends = backends
         if one is None:
@@ -116,7 +117,9 @@ class GatewayRealiser:
 
     def attempt(self, service: VirtualService, at: HostAt, model: HttpHost) -> None:
         """Whether a host can be encoded; raises what keeps it from being."""
-        self._keys(model)
+        for rule in model.rules:
+            for one in backends_of(rule):
+                gateway_cluster_name(one)
         self._scope(service, at, model)
 
     def _scope(self, service: VirtualService, at: HostAt, model: HttpHost) -> Encoded:
