@@ -164,10 +164,10 @@ def schema_of(of: inspect.Type) -> dict[str, Any]:
             raise TypeError(f"no schema for {of}")
 
 
-def _field(kind: type[Object], name: str) -> dict[str, Any] | None:
+def _fields(kind: type[Object]) -> dict[str, inspect.Field]:
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
-    return next((schema_of(f.type) for f in info.fields if f.name == name), None)
+    return {field.name: field for field in info.fields}
 
 
 def crd(kind: type[Object]) -> dict[str, Any]:
@@ -175,7 +175,11 @@ def crd(kind: type[Object]) -> dict[str, Any]:
     lower = kind.KIND.lower()
     plural = f"{lower}es" if lower.endswith("s") else f"{lower}s"
     anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    parts = {"spec": _field(kind, "spec"), "status": _field(kind, "status")}
+    fields = _fields(kind)
+    parts = {
+        name: schema_of(fields[name].type) if name in fields else None
+        for name in ("spec", "status")
+    }
     if kind not in OWN_KINDS:
         parts["status"] = parts["status"] or anything
     schema = {
@@ -187,6 +191,8 @@ def crd(kind: type[Object]) -> dict[str, Any]:
             **{name: part for name, part in parts.items() if part is not None},
         },
     }
+    if "spec" in fields and fields["spec"].required:
+        schema["required"] = ["spec"]
     age = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
     columns = [{"name": n, "type": t, "jsonPath": p} for n, t, p in _COLUMNS[kind]]
     return {
