@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from akocore.config import Config
 from akocore.engines.envoy.process import find_envoy
@@ -129,7 +130,7 @@ class House:
         """The status of an answer; 0: none.  ``port`` as in `_CANARIES`."""
         where = f"{self.address(None if port else host)}:{port or 80}"
         secure = port in (443, 8443)
-        url = f"{'https' if secure else 'http'}://{where}{path}"
+        url = URL(f"{'https' if secure else 'http'}://{where}{path}", encoded=True)
         try:
             async with (
                 self._limit,

@@ -74,7 +74,8 @@ class Translation:
             return
         for object_ in faults.touched:
             for refusal in faults.of(object_):
-                self._note(object_, refusal.remedy)
+                if refusal.reason == "InternalError":  # it has what is told of budgets, too
+                    self._note(object_, refusal.remedy)
         faults.touched.clear()
 
     def _note(self, object_: str, text: str) -> None:
