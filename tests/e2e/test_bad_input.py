@@ -255,7 +255,9 @@ async def test_a_taken_port_degrades_one_virtual_service_until_it_is_free(
         assert services["127.10.99.10"]["state"] == "down"
         await house.until_served(GOOD)
     await house.until_served(f"own1.{DOMAIN}")
-    assert not await house.conditions("ingress", "own1")
+    async with asyncio.timeout(10):  # one engine may get the port before the other one tries again
+        while await house.conditions("ingress", "own1"):
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
