@@ -84,5 +84,6 @@ def test_twenty_hosts_are_grouped_live_by_every_shard_size(site: Site) -> None:
     finally:
         apply(site, range(1, 21), "delete", "--ignore-not-found")
         size(site, "LARGE")
-        until(lambda: virtual_services(site) == set(site.hosts.values()), why=site.why)
+        # Their addresses may be others now: those of before are free for whoever comes first.
+        until(lambda: len(virtual_services(site)) == len(set(site.hosts.values())), why=site.why)
         site.locate()
