@@ -90,6 +90,7 @@ async def test_services_of_any_type_and_namespace_are_pools(walked: L4House) -> 
         walked.write(f"{kind}.yaml", text)
     await walked.until(lambda: bool(walked.external("nodeport", "elsewhere")))
     await walked.until(lambda: bool(walked.external("clusterip", "elsewhere")))
+    await walked.until(lambda: bool(walked.vip()))
     assert [await walked.who(walked.vip(), n) for n in (80, 81, 82)] == [
         *("hello", "ClusterIP", "NodePort")
     ]
