@@ -37,8 +37,6 @@ from akocore.kube.objects import (
     AviInfraSettingSpec,
     Change,
     EndpointSlice,
-    Gateway,
-    GatewayClass,
     Ingress,
     IngressClass,
     IngressClassSpec,
@@ -46,7 +44,6 @@ from akocore.kube.objects import (
     NetworkSpec,
     Object,
     ObjectMeta,
-    Service,
 )
 from akocore.l4 import L4
 from akocore.model import HostModel, Refusal
@@ -75,6 +72,7 @@ __all__ = ["Move", "Reconciler"]
 log = logging.getLogger(__name__)
 
 BIG_SERVICE = 1000  # endpoints: one more or less costs an engine some 7 ms
+_WITH_STATUS = frozenset({"Gateway", "GatewayClass", "Service"})  # kinds whose status L4 writes
 _PART = 16  # weight of the hosts that are followed before somebody asks whether it is enough
 
 
@@ -357,7 +355,7 @@ class Reconciler:
             return
         old = self.store.apply(change)
         self.gateway_api.take(change, old)
-        if isinstance(old, Gateway | GatewayClass | Service) and only_status(old, change.obj):
+        if old is not None and kind in _WITH_STATUS and only_status(old, change.obj):
             self.l4.touched.add((kind, key))
             return
         match kind:
