@@ -341,17 +341,14 @@ class Reconciler:
         """Take in one change; ``seen`` is told what it concerns."""
         key, kind = change.key, change.kind
         if kind == "Ingress":
-            seen.edited.add(key)
-            if self.store.ingress(key) is None:
-                seen.hosts[namespace_of(key)].update(self.store.apply_ingress(change))
-                return
             if self.store.take_status(change):  # our own writes come back to us
-                seen.edited.discard(key)
                 seen.echoes.add(key)
                 return
-            hosts = self.store.hosts_of(key)
+            hosts, new = self.store.hosts_of(key), self.store.ingress(key) is None
             seen.hosts[namespace_of(key)].update(self.store.apply_ingress(change))
-            self.claims.take(key, hosts)
+            if not new:
+                self.claims.take(key, hosts)
+            seen.edited.add(key)
             return
         old = self.store.apply(change)
         self.gateway_api.take(change, old)

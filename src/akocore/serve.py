@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from akocore import status, status_gateway, status_l4
+from akocore.collector import left_alone
 from akocore.config import Config
 from akocore.control import CONTROL_SOCKET, Control
 from akocore.engines.addresses import own_addresses
@@ -259,23 +260,22 @@ class Serve:
 
     async def _first_batch(self) -> None:
         """All that is there.  It stays, so the collector need not look at it, now or later."""
-        gc.disable()
-        began = time.perf_counter()
-        batch = await self.source.first()
-        read = time.perf_counter()
-        await self._batch(batch)
-        self._loaded = True
-        self._engines_due.set()
-        self.reconciler.forget_absent()
-        log.info(
-            "event=loaded objects=%d read_ms=%.0f apply_ms=%.0f",
-            *(len(batch.changes), (read - began) * 1000, (time.perf_counter() - read) * 1000),
-        )
-        if self.external is None:
-            await asyncio.to_thread(self._warn_of_taken_ports)
-        gc.collect()
-        gc.freeze()
-        gc.enable()
+        with left_alone():
+            began = time.perf_counter()
+            batch = await self.source.first()
+            read = time.perf_counter()
+            await self._batch(batch)
+            self._loaded = True
+            self._engines_due.set()
+            self.reconciler.forget_absent()
+            log.info(
+                "event=loaded objects=%d read_ms=%.0f apply_ms=%.0f",
+                *(len(batch.changes), (read - began) * 1000, (time.perf_counter() - read) * 1000),
+            )
+            if self.external is None:
+                await asyncio.to_thread(self._warn_of_taken_ports)
+            gc.collect()
+            gc.freeze()
 
     async def _apply(self, changes: tuple[Change, ...]) -> set[str]:
         """Apply all that there is, in parts, to engines that have nothing yet.

@@ -36,6 +36,16 @@ spec:
   parameters: {apiGroup: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
 """
 
+GATEWAY_CLASS = """
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: avi-lb}
+spec:
+  controllerName: ako.vmware.com/avi-lb
+  parametersRef: {group: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
+"""
+
 APP = """
 apiVersion: v1
 kind: Service

@@ -157,6 +157,16 @@ async def test_requests_beyond_a_breaker_are_answered_and_counted(tmp_path: Path
             assert counted == {"default/app/80": found.count(503)}
 
 
+async def vip_of_a_service(running: Running) -> str:
+    """EXTERNAL-IP of the one that there is, when it has it."""
+    async with asyncio.timeout(20):
+        while True:
+            for item in await running.ask("service"):
+                for point in item["status"]["loadBalancer"]["ingress"]:
+                    return str(point["ip"])
+            await asyncio.sleep(0.05)
+
+
 async def overflow(running: Running) -> dict[str, int]:
     """What met an open breaker, by Service port."""
     (engine,) = (await running.engines()).values()
@@ -176,19 +186,11 @@ async def test_connections_of_l4_beyond_a_breaker_are_closed_and_counted(tmp_pat
     running.config = ONE_ENGINE
     running.write("l4.yaml", service("l4", "TCP/81", to=[("127.0.0.1", port)]))
     async with running:
-        async with asyncio.timeout(20):
-            while not (
-                found := [
-                    point["ip"]
-                    for item in await running.ask("service")
-                    for point in item["status"]["loadBalancer"]["ingress"]
-                ]
-            ):
-                await asyncio.sleep(0.05)
+        vip = await vip_of_a_service(running)
         kept = []
         said = []
         for _ in range(6):
-            reader, writer = await asyncio.open_connection(found[0], 81 + OFFSET)
+            reader, writer = await asyncio.open_connection(vip, 81 + OFFSET)
             said.append(await asyncio.wait_for(reader.readline(), 10))
             kept.append(writer)
         assert said == [b"hello\n"] * 2 + [b""] * 4
@@ -216,15 +218,7 @@ async def test_sessions_of_udp_have_a_bound_of_their_own(tmp_path: Path) -> None
     running.config = ONE_ENGINE.replace("backendConnections: 2", "udpSessions: 2")
     running.write("l4.yaml", service("l4", "UDP/81", to=[("127.0.0.1", port)]))
     async with running:
-        async with asyncio.timeout(20):
-            while not (
-                found := [
-                    point["ip"]
-                    for item in await running.ask("service")
-                    for point in item["status"]["loadBalancer"]["ingress"]
-                ]
-            ):
-                await asyncio.sleep(0.05)
+        vip = await vip_of_a_service(running)
         clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(6)]
         for client in clients:
             client.setblocking(False)
@@ -236,7 +230,7 @@ async def test_sessions_of_udp_have_a_bound_of_their_own(tmp_path: Path) -> None
                 with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
                     while client.recv(10):
                         answered.add(i)
-                client.sendto(b"hello", (found[0], 81 + OFFSET))
+                client.sendto(b"hello", (vip, 81 + OFFSET))
             return len(answered) >= 2
 
         await until(ask)

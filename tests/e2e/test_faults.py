@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from akocore.serve import Serve
 from akocore.status_gateway import gateway
-from e2e.house import APP, House, house_over
+from e2e.house import APP, GATEWAY_CLASS, House, house_over
 from e2e.house import CLASS as INGRESS_CLASS
 
 WORD = "plant"
@@ -29,13 +29,6 @@ ADDRESS = "127.99.99.9"  # or an address
 EDITED = {WORD: "flower", NET: "0.0.0.0/0", ADDRESS: "127.0.0.1", "8999": "8998"}
 
 BASE = """
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: avi-lb}
-spec:
-  controllerName: ako.vmware.com/avi-lb
-  parametersRef: {group: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
 ---
 apiVersion: networking.x-k8s.io/v1alpha1
 kind: GatewayClass
@@ -292,7 +285,7 @@ async def bare(tmp_path: Path) -> AsyncIterator[House]:
     async with house_over(tmp_path) as made:
         good = plain().replace("bad", "good")
         made.write("good.yaml", good.replace("BACKEND", str(made.backend)))
-        made.write("class.yaml", INGRESS_CLASS.replace("SIZE", "SMALL") + BASE)
+        made.write("class.yaml", INGRESS_CLASS.replace("SIZE", "SMALL") + GATEWAY_CLASS + BASE)
         yield made
 
 

@@ -14,16 +14,9 @@ from typing import Any
 
 import aiohttp
 
-from e2e.house import CLASS, House, house_over
+from e2e.house import CLASS, GATEWAY_CLASS, House, house_over
 
 GATEWAY = """
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: avi-lb}
-spec:
-  controllerName: ako.vmware.com/avi-lb
-  parametersRef: {group: ako.vmware.com, kind: AviInfraSetting, name: critical.infra}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -76,7 +69,7 @@ async def hosts_of_an_engine(house: House) -> dict[str, dict[str, Any]]:
 
 async def test_a_timeout_of_0_that_is_asked_for_has_no_other_in_its_place(tmp_path: Path) -> None:
     async with house_over(tmp_path) as house:
-        house.write("class.yaml", CLASS.replace("SIZE", "SMALL") + GATEWAY)
+        house.write("class.yaml", CLASS.replace("SIZE", "SMALL") + GATEWAY_CLASS + GATEWAY)
         house.app("app", "app.test")
         for name, (text, _) in SAID.items():
             house.write(f"{name}.yaml", ROUTE.replace("NAME", name).replace("TIMEOUTS", text))
